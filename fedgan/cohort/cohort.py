@@ -1,0 +1,78 @@
+"""A site's prepared scans, as one frozen record: where they come from is said elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+NORMAL, ABNORMAL, UNLABELLED = 0, 1, -1
+"""Values of ``Cohort.status``."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, width, height in pixels of the prepared scan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """The scans of one site (or of several, pooled), prepared for the networks.
+
+    Shapes: ``images`` (N, 1, H, W) float32 in [-1, 1]; ``status`` (N,) int64 of NORMAL, ABNORMAL, UNLABELLED;
+    ``diseases`` (N, K) float32 in {0, 1}, a row of zeros for a normal scan; ``masks`` (N, H, W) bool;
+    ``has_mask`` (N,) bool: a normal scan has an empty mask, an abnormal scan without one is False here.
+    ``patients``, ``splits``, ``sites`` and ``boxes`` have N entries.
+    """
+
+    disease_names: tuple[str, ...]
+    images: Tensor
+    status: Tensor
+    diseases: Tensor
+    masks: Tensor
+    has_mask: Tensor
+    boxes: tuple[tuple[Box, ...], ...]
+    patients: tuple[str, ...]
+    splits: tuple[Split, ...]
+    sites: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of scans."""
+        return len(self.patients)
+
+    def take(self, rows: Sequence[int]) -> "Cohort":
+        """Return the scans of ``rows``, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return replace(
+            self,
+            images=self.images[index],
+            status=self.status[index],
+            diseases=self.diseases[index],
+            masks=self.masks[index],
+            has_mask=self.has_mask[index],
+            boxes=tuple(self.boxes[row] for row in rows),
+            patients=tuple(self.patients[row] for row in rows),
+            splits=tuple(self.splits[row] for row in rows),
+            sites=tuple(self.sites[row] for row in rows),
+        )
+
+    def split(self, name: Split) -> "Cohort":
+        """Return the scans of one split."""
+        return self.take([row for row, split in enumerate(self.splits) if split == name])
+
+
+def pool(cohorts: Sequence[Cohort]) -> Cohort:
+    """Return all scans of ``cohorts`` as one, in order; what no federation can do, for comparison only."""
+    return Cohort(
+        disease_names=cohorts[0].disease_names,
+        images=torch.cat([cohort.images for cohort in cohorts]),
+        status=torch.cat([cohort.status for cohort in cohorts]),
+        diseases=torch.cat([cohort.diseases for cohort in cohorts]),
+        masks=torch.cat([cohort.masks for cohort in cohorts]),
+        has_mask=torch.cat([cohort.has_mask for cohort in cohorts]),
+        boxes=tuple(boxes for cohort in cohorts for boxes in cohort.boxes),
+        patients=tuple(patient for cohort in cohorts for patient in cohort.patients),
+        splits=tuple(split for cohort in cohorts for split in cohort.splits),
+        sites=tuple(site for cohort in cohorts for site in cohort.sites),
+    )

@@ -1,0 +1,57 @@
+"""Every way a run can be refused, grouped by who must act.
+
+FedganError
+├── SettingsError        the person at the keyboard: a setting is missing, unknown or out of bounds
+├── CohortError          the site's data engineer: the manifest or its images cannot be used as they are
+├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
+├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+├── Diverged             the coordinator: training has no way down; change the recipe
+├── QuorumNotMet         the coordinator: too few sites trained in a round
+└── UpdateRejected       the coordinator, with the site: an update cannot be averaged
+
+Each message says who, what, and what to do. Messages that may leave a site carry no path, patient, or count.
+"""
+
+from collections.abc import Sequence
+
+
+class FedganError(Exception):
+    """Anything this project refuses on purpose; the two command lines print it and exit."""
+
+
+class SettingsError(FedganError):
+    """A setting is missing, unknown, out of bounds, or contradicts another."""
+
+
+class CohortError(FedganError):
+    """A site's manifest or images cannot be used; every problem found is in ``problems``."""
+
+    def __init__(self, site: str, problems: Sequence[str]) -> None:
+        self.site = site
+        self.problems = tuple(problems)
+        shown = "\n".join(f"  {problem}" for problem in self.problems[:20])
+        more = f"\n  and {len(self.problems) - 20} more" if len(self.problems) > 20 else ""
+        super().__init__(
+            f"site {site}: {len(self.problems)} problem(s) in the manifest; "
+            f"the site's data engineer must mend them:\n{shown}{more}"
+        )
+
+
+class RunFolderError(FedganError):
+    """The run's folder cannot be written, read or resumed; the last kept round stays as it was."""
+
+
+class ModelError(FedganError):
+    """A model's folder is missing, damaged, or not of this project."""
+
+
+class Diverged(FedganError):
+    """A loss is no longer a finite number, so there is no way down."""
+
+
+class QuorumNotMet(FedganError):
+    """Fewer sites than the quorum trained in a round."""
+
+
+class UpdateRejected(FedganError):
+    """A site's update cannot be averaged with the others."""

@@ -1,0 +1,1 @@
+"""How sites work together; knows no network."""

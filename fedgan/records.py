@@ -1,0 +1,68 @@
+"""What crosses a boundary: small frozen records, and nothing that needs a network or a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+"""Named tensors of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalModel:
+    """The coordinator's model after ``round`` completed rounds; 0 is untrained."""
+
+    round: int
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTask:
+    """What the coordinator asks of every site in one round.
+
+    With ``local_steps`` 0 a site only scores the model on its validation patients and sends no delta.
+    """
+
+    model: GlobalModel
+    local_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteUpdate:
+    """What one site answers: how it would move the weights, and how many images say so.
+
+    ``metrics`` are bounded figures by name: mean losses of the round (``loss/...``) and scores of the
+    model as it was *received*, on the site's validation patients (``validation/...``).
+    """
+
+    site: str
+    round: int
+    delta: Weights
+    num_images: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFailure:
+    """Why one site did not train: the class of the refusal, never its details."""
+
+    site: str
+    round: int
+    reason: str
+
+
+Answer = SiteUpdate | SiteFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Scans of one local step; a site without a class has none of it (N = 0).
+
+    Shapes: ``abnormal`` (N, 1, H, W) and ``normal`` (N, 1, H, W) in [-1, 1];
+    ``diseases`` (N, K) in {0, 1}, the diseases of each abnormal scan.
+    """
+
+    abnormal: Tensor
+    normal: Tensor
+    diseases: Tensor

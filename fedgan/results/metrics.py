@@ -1,0 +1,130 @@
+"""The schema of ``metrics.json``: every figure of a run's report, with its unit and range.
+
+Scores are fractions in [0, 1] unless said otherwise. A figure that cannot be had (no mask, one class only) is null,
+never zero.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Estimate(_Frozen):
+    """A score with its 95 % percentile bootstrap interval over patients."""
+
+    value: Share
+    low: Share | None = None
+    """Null when no resampling was asked for, or there are fewer than 3 patients."""
+    high: Share | None = None
+
+
+class Scores(_Frozen):
+    """How well maps find disease, on one set of scans.
+
+    Pixel figures pool all pixels of all scans whose truth is known, normal scans (empty mask) included.
+    """
+
+    num_images: int
+    num_patients: int
+    num_masked: int
+    """Abnormal scans with a mask."""
+    pixel_ap: Estimate | None
+    """Average precision of the pixels."""
+    best_dice: Estimate | None
+    """Largest pooled Dice over all thresholds: an oracle, it looks at the masks it is scored on."""
+    dice: Estimate | None
+    """Pooled Dice at the threshold chosen on the validation split."""
+    iou: Estimate | None
+    """Pooled intersection over union at that threshold."""
+    poi: Estimate | None
+    """Percentage of intersection as a fraction: pixel recall at that threshold (Nawaz et al. 2025, arXiv:2502.17836)."""
+    pixel_precision: Estimate | None
+    """Pixel precision at that threshold; PoI means nothing without it."""
+    aupro: Estimate | None
+    """Area under the per-region overlap up to a false positive rate of 0.3, scaled to [0, 1] (Bergmann et al. 2020)."""
+    pointing_game: Estimate | None
+    """Share of abnormal scans whose highest pixel lies in a mask or box (Zhang et al. 2016, arXiv:1608.00507)."""
+    iobb: Estimate | None
+    """Share of boxed scans whose map's box covers T(IoBB) >= 0.25 (Wang et al. 2017, arXiv:1705.02315)."""
+    image_auroc: Estimate | None
+    """Area under the ROC curve of the scan's score, normal against abnormal."""
+    image_ap: Estimate | None
+    """Average precision of the scan's score."""
+
+
+class Arm(_Frozen):
+    """One way to train (or a control), scored on the test split."""
+
+    name: str
+    """``federated``, ``local A``, ``pooled (steps of one site)``, ``pooled (steps of all sites)``, ``brightness 2 px``..."""
+    kind: Literal["federated", "local", "pooled", "control"]
+    steps: int | None
+    """Local steps along this model's path; null for a control."""
+    threshold: Share | None
+    """Chosen on the validation split of the same arm; null where no validation scan has a mask."""
+    overall: Scores
+    """All sites' test scans pooled."""
+    per_site: dict[str, Scores]
+
+
+class Comparison(_Frozen):
+    """A paired bootstrap over the test patients: the federated arm minus another."""
+
+    metric: Literal["pixel_ap"]
+    against: str
+    """Name of an arm, or ``mean of the local arms``."""
+    difference: float
+    """In [-1, 1]; positive means the federated arm is better."""
+    low: float
+    high: float
+    share_better: Share
+    """Share of resamplings in which the federated arm is better."""
+
+
+class Round(_Frozen):
+    """What was kept of one round."""
+
+    round: int
+    seconds: float
+    """Wall time from the task to the kept model."""
+    trained: tuple[str, ...]
+    """Sites whose update counted."""
+    failed: dict[str, str]
+    """Site to reason."""
+    losses: dict[str, dict[str, float]]
+    """Site to mean loss by name, over the round's local steps."""
+    validation: dict[str, dict[str, float]]
+    """Site to score by name, of the model this round *produced*; empty until it was scored."""
+
+
+class Metrics(_Frozen):
+    """The whole of ``metrics.json``."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    date: str
+    """UTC, ISO 8601."""
+    machine: str
+    """Processor or GPU, number of threads."""
+    versions: dict[str, str]
+    seed: int
+    seconds: float
+    """Wall time of the training."""
+    sites: dict[str, dict[str, int]]
+    """Site to number of ``train``, ``val`` and ``test`` scans and ``patients``."""
+    num_parameters: dict[str, int]
+    """Network to number of trainable parameters."""
+    chosen_round: int
+    """Round whose model is the result."""
+    chosen_by: str
+    """How it was chosen, in words."""
+    rounds: tuple[Round, ...]
+    arms: tuple[Arm, ...]
+    controls: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]

@@ -1,0 +1,134 @@
+"""The settings a command receives: types, bounds and cross-field rules. Values live in ``configs/``."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,31}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Cohorts(_Frozen):
+    """What every kind of data has in common."""
+
+    size: Literal[32, 64, 128, 256]
+    """Height and width in pixels to which scans are resampled."""
+    intensity: Literal["range", "tissue_median"]
+    """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
+
+
+class PhantomData(Cohorts):
+    """Synthetic patients: the embedded default."""
+
+    kind: Literal["phantoms"]
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    patients: Count
+    """Patients per site, all splits together; half of them are abnormal."""
+    images_per_patient: Count
+    diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class ManifestData(Cohorts):
+    """Scans listed in a manifest (CSV); see ``fedgan.cohort.manifest``."""
+
+    kind: Literal["manifest"]
+    root: Path
+    """Folder of the manifest; the files in it are named relative to this folder."""
+    manifest: str
+    """Name of the manifest below ``root``."""
+    where: str | None
+    """Rows to take, as in ``matched == 1``; null takes all."""
+    sites: tuple[SiteName, ...] | None
+    """Sites to take; null takes every site of the manifest."""
+    diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Diseases the model is told apart by. With one name, abnormal scans of unnamed disease count as it."""
+    cache: Path | None
+    """Where prepared scans are kept; null is ``.fedgan-cache`` in the current folder."""
+
+
+class LossWeights(_Frozen):
+    """Weights of the terms of the generators' objective; a term of weight 0 is not computed."""
+
+    adversarial: NonNegative
+    cycle: NonNegative
+    identity: NonNegative
+    sparsity: NonNegative
+    classifier: NonNegative
+    restoration: NonNegative
+
+
+class TagGAN(_Frozen):
+    """TagGAN; see ``fedgan.gan.taggan`` for what is the paper's and what is ours."""
+
+    kind: Literal["taggan"]
+    width: Count
+    """Channels of the generators' first level; doubled at each of the three further levels."""
+    critic_width: Count
+    """Channels of the discriminators' and the classifier's first level."""
+    adversarial: Literal["lsgan", "hinge", "wgan_gp"]
+    weights: LossWeights
+    batch_size: Count
+    """Scans of each class in one local step."""
+    learning_rate: Positive
+    critic_learning_rate: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the old value that the generator's moving average keeps at each local step."""
+    map_smoothing: NonNegative
+    """Standard deviation, in pixels at 64 x 64, of the Gaussian that smooths the difference for the map."""
+
+
+class FedAvg(_Frozen):
+    """Weighted averaging by images (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    kind: Literal["fedavg"]
+
+
+Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
+Model = TagGAN
+Aggregation = FedAvg
+
+
+class Simulation(_Frozen):
+    """Everything ``fed-simulate`` is told."""
+
+    name: Name | None
+    """Name of the run's folder; null is the data's and the model's name with date and time."""
+    runs: Path
+    """Folder of all runs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    rounds: Count
+    local_steps: Count
+    """Local steps a site takes in one round: one discriminator step and one generator step each."""
+    quorum: Count
+    """Updates a round needs."""
+    engine: Literal["process", "flower"]
+    """Where the sites run: in this process, or in Flower's simulation engine."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the networks run; auto takes the GPU when there is one."""
+    threads: Annotated[int, Field(ge=0)]
+    """Processor threads of one site; 0 leaves the choice to PyTorch."""
+    select: Literal["best", "last"]
+    """Which round is the result: the best on the sites' validation patients, or the last."""
+    bootstrap: Annotated[int, Field(ge=0)]
+    """Resamplings of the test patients for each 95 % interval; 0 leaves the intervals out."""
+    compare: bool
+    """Also train the local-only and pooled arms, for the report."""
+    model: Model
+    data: Data
+    aggregation: Aggregation
+
+    @model_validator(mode="after")
+    def _quorum_within_sites(self) -> Self:
+        if self.data.sites is not None and self.quorum > len(self.data.sites):
+            msg = f"quorum {self.quorum} is larger than the number of sites ({len(self.data.sites)})"
+            raise ValueError(msg)
+        return self
