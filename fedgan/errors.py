@@ -27,6 +27,7 @@ class CohortError(FedganError):
     """A site's manifest or images cannot be used; every problem found is in ``problems``."""
 
     def __init__(self, site: str, problems: Sequence[str]) -> None:
+        """Name the site and every problem found, one line each."""
         self.site = site
         self.problems = tuple(problems)
         shown = "\n".join(f"  {problem}" for problem in self.problems[:20])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]
@@ -66,3 +67,7 @@ class Batch:
     abnormal: Tensor
     normal: Tensor
     diseases: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same scans on ``device``."""
+        return Batch(self.abnormal.to(device), self.normal.to(device), self.diseases.to(device))

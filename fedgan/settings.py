@@ -13,6 +13,10 @@ SiteName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,31}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+Size = Literal[32, 64, 128, 256]
+Intensity = Literal["range", "tissue_median"]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -20,9 +24,9 @@ class _Frozen(BaseModel):
 class Cohorts(_Frozen):
     """What every kind of data has in common."""
 
-    size: Literal[32, 64, 128, 256]
+    size: Size
     """Height and width in pixels to which scans are resampled."""
-    intensity: Literal["range", "tissue_median"]
+    intensity: Intensity
     """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
 
 
@@ -72,14 +76,20 @@ class TagGAN(_Frozen):
     kind: Literal["taggan"]
     width: Count
     """Channels of the generators' first level; doubled at each of the three further levels."""
+    patch: Literal[1, 2, 4]
+    """Pixels, per side, that the generators take together; a larger patch is faster and coarser."""
     critic_width: Count
     """Channels of the discriminators' and the classifier's first level."""
     adversarial: Literal["lsgan", "hinge", "wgan_gp"]
     weights: LossWeights
     batch_size: Count
     """Scans of each class in one local step."""
+    brighter: Annotated[float, Field(ge=0, le=1)]
+    """Share of the pasted pseudo-lesions that are brighter than what they cover."""
     learning_rate: Positive
+    """Of the generators, at the first round; it falls linearly to a tenth at the last."""
     critic_learning_rate: Positive
+    """Of the discriminators and the classifier, likewise."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Share of the old value that the generator's moving average keeps at each local step."""
     map_smoothing: NonNegative
@@ -114,6 +124,8 @@ class Simulation(_Frozen):
     """Where the sites run: in this process, or in Flower's simulation engine."""
     device: Literal["auto", "cpu", "cuda"]
     """Where the networks run; auto takes the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"]
+    """Arithmetic of convolutions; auto takes bfloat16 where the processor or GPU has it built in."""
     threads: Annotated[int, Field(ge=0)]
     """Processor threads of one site; 0 leaves the choice to PyTorch."""
     select: Literal["best", "last"]

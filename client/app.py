@@ -1,0 +1,53 @@
+"""The Flower ClientApp of a simulated site: from Flower's message to ``Site.answer`` and back."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedgan.config import read
+from fedgan.federated.site import Site
+from fedgan.records import SiteFailure
+from fedgan.settings import Simulation
+from fedgan.simulation import build_site, load_cohorts, networks_for
+from fedgan.wire import pack_answer, pack_partition, unpack_task
+
+log = logging.getLogger(__name__)
+
+app = ClientApp()
+
+
+@app.query()
+def tell_partition(message: Message, context: Context) -> Message:
+    """Say which of the run's sites this node plays."""
+    return Message(pack_partition(_partition(context)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer the coordinator's task; whatever goes wrong leaves here as the name of its class."""
+    try:
+        site = _site(Path(str(context.run_config["run-folder"])), _partition(context))
+        content = pack_answer(site.answer(unpack_task(message.content)))
+    except Exception as fault:  # Flower would send the exception's text, and with it a path or a patient
+        log.exception("a site could not answer")
+        content = pack_answer(SiteFailure("", 0, type(fault).__name__))
+    return Message(content, reply_to=message)
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+@cache  # Flower gives a node's tasks to whichever process is free, and reading scans takes longer than a round
+def _site(folder: Path, partition: int) -> Site:
+    """Return the run's site of that number, with its scans read."""
+    settings = read(folder / "config.yaml", Simulation)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    name = (settings.data.sites or ())[partition]
+    alone = settings.model_copy(update={"data": settings.data.model_copy(update={"sites": (name,)})})
+    return build_site(settings, name, load_cohorts(alone)[name], networks_for(settings))

@@ -1,0 +1,74 @@
+"""``fed-client --site A``: the site's command; today it draws disease maps, joining a federation comes later."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from fedgan.errors import FedganError
+from fedgan.gan.build import choose_device
+from fedgan.mapping import Finding, Mapper
+from fedgan.results.pictures import Example, panel
+
+NOT_YET = (
+    "fed-client: joining a federation is not there yet; `fed-client --site A map IMAGE --model FOLDER` works today"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fed-client`` and return its exit code: 0, or 1 for what cannot be mapped, 2 for a wrong command line."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        print(NOT_YET, file=sys.stderr)
+        return 2
+    try:
+        _map(arguments)
+    except (FedganError, ValueError, OSError) as refusal:
+        print(f"fed-client: {refusal}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fed-client", description="The site's side of a federation.")
+    parser.add_argument("--site", required=True, help="the site's name, as in A")
+    parser.add_argument("--version", action="version", version=f"fedgan {version('fedgan')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    mapping = commands.add_parser("map", help="draw the disease map of pictures, here, with a model of a run")
+    mapping.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, TIFF or NIfTI (brain.nii.gz#42)")
+    mapping.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="as runs/NAME/model")
+    mapping.add_argument("--disease", help="look for this disease only; all of the model's otherwise")
+    mapping.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go; here")
+    mapping.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def _map(arguments: argparse.Namespace) -> None:
+    """Draw the map of each picture as ``<name>-map.png`` and say what it shows, in one line each."""
+    mapper = Mapper(arguments.model, device=choose_device(arguments.device))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for image in arguments.images:
+        finding = mapper.read(image, disease=arguments.disease)
+        drawn = arguments.out / f"{image.name.partition('.')[0]}-map.png"
+        panel(_example(arguments.site, finding), threshold=mapper.card.threshold).save(drawn)
+        area = "" if finding.area_mm2 is None else f", {finding.area_mm2:.0f} mm2 above the threshold"
+        print(f"{drawn}: evidence {finding.score:.3f} on average, {float(finding.evidence.max()):.3f} at most{area}")
+    print("For research. Not for diagnosis.")
+
+
+def _example(site: str, finding: Finding) -> Example:
+    return Example(
+        site=site,
+        title="map",
+        scan=finding.scan,
+        counterpart=finding.normal,
+        disease_map=finding.evidence,
+        mask=None,
+        abnormal=False,
+        score=finding.score,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Batches of abnormal and normal scans, drawn patient by patient from a seeded stream."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort
+from fedgan.records import Batch
+
+
+def draw_batches(cohort: Cohort, *, batch_size: int, rng: torch.Generator, flip: bool) -> Iterator[Batch]:
+    """Yield batches without end, of ``batch_size`` scans of each class, or of none where the cohort has none.
+
+    Neighbouring slices are near copies, so it is patients who are drawn: all in a new random order, again and again,
+    each with one scan of the class at random. With ``flip``, every other scan is mirrored left to right, at random.
+    Unlabelled scans are never drawn.
+    """
+    abnormal = _deal(_by_patient(cohort, ABNORMAL), rng)
+    normal = _deal(_by_patient(cohort, NORMAL), rng)
+    while True:
+        rows = torch.tensor(list(islice(abnormal, batch_size)), dtype=torch.long)
+        normal_rows = torch.tensor(list(islice(normal, batch_size)), dtype=torch.long)
+        yield Batch(
+            abnormal=_gather(cohort.images, rows, rng if flip else None),
+            normal=_gather(cohort.images, normal_rows, rng if flip else None),
+            diseases=cohort.diseases[rows],
+        )
+
+
+def _by_patient(cohort: Cohort, status: int) -> list[list[int]]:
+    """Return each patient's rows of one class; equal names at two sites are two patients."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, of_row in enumerate(cohort.status.tolist()):
+        if of_row == status:
+            rows.setdefault((cohort.sites[row], cohort.patients[row]), []).append(row)
+    return list(rows.values())
+
+
+def _deal(patients: Sequence[Sequence[int]], rng: torch.Generator) -> Iterator[int]:
+    """Deal one row of each patient, shuffle and start over; nothing where there are no patients."""
+    while patients:
+        for patient in torch.randperm(len(patients), generator=rng).tolist():
+            rows = patients[patient]
+            yield rows[int(torch.randint(len(rows), (), generator=rng))]
+
+
+def _gather(images: Tensor, rows: Tensor, rng: torch.Generator | None) -> Tensor:
+    drawn = images[rows]
+    if rng is None:
+        return drawn
+    mirrored = torch.rand(len(rows), generator=rng) < 0.5
+    return torch.where(mirrored[:, None, None, None], drawn.flip(-1), drawn)

@@ -1,0 +1,122 @@
+"""One site: it answers a task with an update of the model, trained on its own scans, which stay where they are."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from fedgan.cohort.batches import draw_batches
+from fedgan.cohort.cohort import UNLABELLED, Cohort
+from fedgan.errors import FedganError
+from fedgan.gan.method import Method
+from fedgan.gan.training import OnStep, players_for, train
+from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate, Weights
+from fedgan.streams import generator_for
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[Method, Cohort], Mapping[str, float]]
+"""Scores of the received model on the site's validation scans, each in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a site trains in every round of a run."""
+
+    seed: int
+    rounds: int
+    """Rounds of the whole run, over which the learning rates fall."""
+    batch_size: int
+    learning_rate: float
+    critic_learning_rate: float
+    bfloat16: bool
+
+    def rate_in(self, number: int) -> float:
+        """Return the share of the learning rates in round ``number`` (from 0): 1 at first, a tenth at last.
+
+        >>> Recipe(seed=0, rounds=10, batch_size=1, learning_rate=1, critic_learning_rate=1, bfloat16=False).rate_in(9)
+        0.1
+        """
+        return 1 - 0.9 * min(1.0, number / max(1, self.rounds - 1))
+
+
+class Site:
+    """One institution's scans; it remembers nothing that matters between rounds."""
+
+    def __init__(
+        self,
+        name: str,
+        cohort: Cohort,
+        networks: Method,
+        recipe: Recipe,
+        *,
+        validate: Validate,
+        on_step: OnStep = lambda step, losses: None,
+    ) -> None:
+        """Take the scans of all splits, and networks of the model's shape, whose weights each task replaces.
+
+        In a simulation sites take turns with the same ``networks``.
+        """
+        self.name = name
+        self.networks = networks
+        self.recipe = recipe
+        self.train_cohort = cohort.split("train")
+        self.val_cohort = cohort.split("val")
+        self.validate = validate
+        self.on_step = on_step
+
+    def answer(self, task: RoundTask) -> Answer:
+        """Score the task's model, train it, and return by how much it moved.
+
+        A refusal becomes a ``SiteFailure`` that names its class alone; its words stay in the site's own log.
+        """
+        try:
+            return self._train(task)
+        except FedganError as refusal:
+            log.error("site %s did not train in round %d: %s", self.name, task.model.round + 1, refusal)  # noqa: TRY400
+            return SiteFailure(self.name, task.model.round, type(refusal).__name__)
+
+    def _train(self, task: RoundTask) -> SiteUpdate:
+        """Load, validate, train, subtract."""
+        before = task.model.weights
+        load_weights(self.networks, before)
+        metrics = {f"validation/{name}": score for name, score in self.validate(self.networks, self.val_cohort).items()}
+        if not task.local_steps:
+            return SiteUpdate(self.name, task.model.round, {}, 0, metrics)
+        losses = self._take_steps(task)
+        after = weights_of(self.networks)
+        return SiteUpdate(
+            site=self.name,
+            round=task.model.round,
+            delta={name: after[name] - before[name] for name in before},
+            num_images=int((self.train_cohort.status != UNLABELLED).sum()),
+            metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
+        )
+
+    def _take_steps(self, task: RoundTask) -> Mapping[str, float]:
+        """Take the task's local steps and return the mean losses."""
+        recipe, rng = self.recipe, generator_for(self.recipe.seed, "site", self.name, task.model.round)
+        device = next(iter(self.networks.generators())).device
+        rate = recipe.rate_in(task.model.round)
+        players = players_for(
+            self.networks,
+            learning_rate=rate * recipe.learning_rate,
+            critic_learning_rate=rate * recipe.critic_learning_rate,
+            bfloat16=recipe.bfloat16,
+        )
+        batches = draw_batches(self.train_cohort, batch_size=recipe.batch_size, rng=rng, flip=True)
+        steps = (batch.to(device) for batch in islice(batches, task.local_steps))
+        return train(self.networks, players, steps, rng=rng, on_step=self.on_step)
+
+
+def weights_of(networks: Method) -> Weights:
+    """Return a copy of the named tensors of ``networks``, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in networks.state_dict().items()}
+
+
+def load_weights(networks: Method, weights: Weights) -> None:
+    """Put ``weights`` into ``networks``; every name and shape must match."""
+    with torch.no_grad():
+        networks.load_state_dict(weights, strict=True)

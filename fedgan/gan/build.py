@@ -1,0 +1,43 @@
+"""From settings to networks: the one place that knows every method by its setting's name."""
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from fedgan.gan.method import Method
+from fedgan.gan.taggan import TagGAN
+from fedgan.settings import Model
+from fedgan.streams import generator_for
+
+
+def build_networks(settings: Model, *, num_diseases: int, seed: int, device: torch.device) -> TagGAN:
+    """Return untrained networks of the settings' method, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, "initial weights").initial_seed())
+        networks = TagGAN(settings, num_diseases=num_diseases)
+    networks.to(device)
+    if device.type == "cuda":
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs, not in the stubs
+    return networks
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a setting: ``auto`` takes the GPU when there is one."""
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether ``device`` has bfloat16 arithmetic built in; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def num_parameters(networks: Method) -> dict[str, int]:
+    """Return the number of trainable parameters of each network."""
+    return {
+        name: count
+        for name, network in cast("nn.Module", networks).named_children()
+        if (count := sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad))
+    }

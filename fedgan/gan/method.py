@@ -1,0 +1,52 @@
+"""The shape of a GAN method: what one local step, a site and a map need of it, and nothing else."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedgan.records import Batch
+
+Scene = Any
+"""What a method's generators made of a batch; only the method itself looks inside."""
+
+
+class Method(Protocol):
+    """Networks that play an adversarial game over batches; an ``nn.Module`` whose state is what travels."""
+
+    def generators(self) -> Iterable[nn.Parameter]:
+        """Return what the generators' player may move."""
+        ...
+
+    def critics(self) -> Iterable[nn.Parameter]:
+        """Return what the critics' player may move."""
+        ...
+
+    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
+        """Run the generators once, for both players to look at."""
+        ...
+
+    def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
+        """Return the weighted terms that the critics descend."""
+        ...
+
+    def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
+        """Return the weighted terms that the generators descend."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the named tensors that travel; as of ``nn.Module``."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> object:
+        """Take named tensors over; as of ``nn.Module``."""
+        ...
+
+    def follow(self) -> None:
+        """Move the generator's moving average one step."""
+        ...
+
+    def difference(self, images: Tensor, diseases: Tensor) -> Tensor:
+        """Return the signed difference from the normal counterpart, by the averaged generator."""
+        ...

@@ -1,0 +1,67 @@
+"""Pseudo-lesions: something foreign pasted into a normal scan, so that taking it out can be learned exactly.
+
+After foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197); ours are soft blobs inside the tissue, brighter,
+darker, or of another scan's texture, because real lesions are no squares.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+BACKGROUND = -0.85
+"""Pixels darker than this, in [-1, 1], are taken for air."""
+
+
+def _smooth_noise(count: int, size: int, cells: int, rng: torch.Generator) -> Tensor:
+    """Return fields of mean 0 and standard deviation about 1 that vary over ``size / cells`` pixels: (N, 1, H, W)."""
+    coarse = torch.randn(count, 1, cells, cells, generator=rng)
+    fine = interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+    return fine / fine.flatten(1).std(dim=1).clamp_min(1e-6)[:, None, None, None]
+
+
+def _uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng)
+
+
+def _blob(tissue: Tensor, rng: torch.Generator) -> Tensor:
+    """Return one soft-edged, irregular region per scan, centred in ``tissue``: (N, 1, H, W) in [0, 1]."""
+    count, _, size, _ = tissue.shape
+    centre = torch.multinomial(tissue.flatten(1) + 1e-6, 1, generator=rng)[:, 0]
+    axis = torch.arange(size) / size
+    down = axis[None, None, :, None] - (centre // size / size)[:, None, None, None]
+    right = axis[None, None, None, :] - (centre % size / size)[:, None, None, None]
+    turn = _uniform(count, 0, math.pi, rng)
+    stretch = torch.exp(0.4 * torch.randn(count, 1, 1, 1, generator=rng))
+    along = (right * turn.cos() + down * turn.sin()) * stretch
+    across = (down * turn.cos() - right * turn.sin()) / stretch
+    radius = _uniform(count, 0.04, 0.20, rng)
+    distance = (along.square() + across.square()).sqrt() / radius + 0.35 * _smooth_noise(count, size, 8, rng)
+    return torch.sigmoid((1 - distance) / _uniform(count, 0.05, 0.35, rng))
+
+
+def paste_pseudo_lesions(normal: Tensor, *, brighter: float, rng: torch.Generator) -> Tensor:
+    """Return ``normal`` with one or two pseudo-lesions in the tissue of each scan.
+
+    Args:
+        normal: scans to paste into; the texture of a lesion may come from the scan before it.
+        brighter: share of lesions that are brighter than what they cover, in [0, 1].
+        rng: the random stream, on the CPU.
+
+    Shapes: ``normal`` and result (N, 1, H, W) in [-1, 1], H = W.
+    """
+    if not len(normal):
+        return normal
+    scans = normal.cpu()
+    count, size = len(scans), scans.shape[-1]
+    tissue = (avg_pool2d((scans > BACKGROUND).float(), 5, 1, 2) > 0.6).float()
+    pasted = scans
+    for share_of_scans in (1.0, 0.3):
+        sign = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < brighter, 1.0, -1.0)
+        offset = sign * _uniform(count, 0.15, 0.75, rng) * (1 + 0.25 * _smooth_noise(count, size, 10, rng))
+        foreign = 0.7 * (scans.roll(1, dims=0) - scans) + 0.5 * offset
+        change = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.3, foreign, offset)
+        used = (torch.rand(count, 1, 1, 1, generator=rng) < share_of_scans).float()
+        pasted = pasted + used * tissue * _blob(tissue, rng) * ((scans + change).clamp(-1, 1) - scans)
+    return pasted.clamp(-1, 1).to(normal.device)

@@ -1,0 +1,98 @@
+"""One local step of an adversarial game, and a run of them; it knows no site, no file and no federation."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from fedgan.errors import Diverged
+from fedgan.gan.method import Method
+from fedgan.records import Batch
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Told the number of the step just taken (from 1) and its losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Players:
+    """The two sides' optimisers, new each round so that nothing of one round leaks into the next."""
+
+    critics: Optimizer
+    generators: Optimizer
+    arithmetic: Callable[[], AbstractContextManager[object]]
+    """Entered around every forward pass: mixed precision, or nothing."""
+
+
+def players_for(method: Method, *, learning_rate: float, critic_learning_rate: float, bfloat16: bool) -> Players:
+    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides, with the betas usual for GANs."""
+    device = next(iter(method.generators())).device.type
+    return Players(
+        critics=Adam(method.critics(), critic_learning_rate, betas=(0.5, 0.99)),
+        generators=Adam(method.generators(), learning_rate, betas=(0.5, 0.99)),
+        arithmetic=partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16),
+    )
+
+
+def gan_step(method: Method, players: Players, batch: Batch, rng: torch.Generator) -> Mapping[str, float]:
+    """Take one step of the critics, then one of the generators, and return each term's value.
+
+    Raises:
+        Diverged: a loss is not a finite number.
+    """
+    with players.arithmetic():
+        scene = method.imagine(batch, rng)
+        critic_terms = method.critic_terms(scene, rng)
+    descend(players.critics, critic_terms)
+
+    with players.arithmetic():
+        generator_terms = method.generator_terms(scene, rng)
+    descend(players.generators, generator_terms)
+
+    method.follow()
+    terms = {f"critic_{name}": term for name, term in critic_terms.items()} | dict(generator_terms)
+    return {name: term.item() for name, term in terms.items()}
+
+
+def descend(optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
+    """Move one step down the sum of ``terms``; no terms, no step.
+
+    Raises:
+        Diverged: a term is not a finite number.
+    """
+    if not terms:
+        return
+    for name, term in terms.items():
+        if not torch.isfinite(term):
+            raise Diverged(f"the loss {name} became {term.item()}; the coordinator must lower the learning rate")
+    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(torch.stack(list(terms.values())).sum(), inputs=moved)
+    optimizer.step()
+
+
+def train(
+    method: Method,
+    players: Players,
+    batches: Iterable[Batch],
+    *,
+    rng: torch.Generator,
+    on_step: OnStep = lambda step, losses: None,
+) -> Mapping[str, float]:
+    """Take one local step on each of ``batches`` and return each loss's mean over the steps.
+
+    Raises:
+        Diverged: a loss is not a finite number.
+    """
+    totals: dict[str, float] = defaultdict(float)
+    step = 0
+    for step, batch in enumerate(batches, start=1):
+        losses = gan_step(method, players, batch, rng)
+        for name, loss in losses.items():
+            totals[name] += loss
+        on_step(step, losses)
+    return {name: total / step for name, total in totals.items()}

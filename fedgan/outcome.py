@@ -1,0 +1,146 @@
+"""What a finished run amounts to: the chosen model, its figures and its pictures."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, pool
+from fedgan.federated.site import load_weights
+from fedgan.gan.build import choose_device, num_parameters
+from fedgan.gan.method import Method
+from fedgan.results import metrics
+from fedgan.results.bootstrap import Bootstrap
+from fedgan.results.evaluation import Reading, choose_threshold, compare, controls, score_arm
+from fedgan.results.pictures import Example, save_map
+from fedgan.results.reading import draw, read
+from fedgan.run_folder import RunFolder
+from fedgan.settings import Simulation
+from fedgan.simulation import Arm, networks_for
+from fedgan.streams import generator_for
+
+EXAMPLES_PER_CLASS = 3
+"""Pictures of each site and class in the report."""
+
+
+def conclude(
+    settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]], *, seconds: float
+) -> tuple[metrics.Metrics, list[Example]]:
+    """Choose each arm's round on its validation scans, score it on all test scans, and put its model into ``model/``.
+
+    Returns:
+        The run's metrics and the examples of the federated arm, which comes first in ``trained``.
+    """
+    networks = networks_for(settings)
+    federated, folder = trained[0]
+    test = pool([cohort.split("test") for cohort in federated.cohorts.values()])
+    bootstrap = Bootstrap(settings.bootstrap, settings.seed)
+    scored, readings = [], {}
+    for arm, arm_folder in reversed(trained):  # the federated arm last: its weights then draw the examples
+        threshold = _release(settings, networks, arm, arm_folder)
+        readings[arm.name] = read(networks, test, smoothing=settings.model.map_smoothing)
+        steps = settings.rounds * arm.local_steps
+        scored.append(
+            score_arm(arm.name, arm.kind, readings[arm.name], steps=steps, threshold=threshold, bootstrap=bootstrap)
+        )
+    examples = choose_examples(networks, test, smoothing=settings.model.map_smoothing, seed=settings.seed)
+    val = pool([cohort.split("val") for cohort in federated.cohorts.values()])
+    result = metrics.Metrics(
+        name=folder.path.name,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=describe_machine(settings),
+        versions={name: version(name) for name in ("fedgan", "torch", "flwr")},
+        seed=settings.seed,
+        seconds=seconds,
+        sites={site: _counts(cohort) for site, cohort in federated.cohorts.items()},
+        num_parameters=num_parameters(networks),
+        chosen_round=_chosen(settings, folder),
+        chosen_by=_chosen_by(settings),
+        rounds=folder.history,
+        arms=tuple(reversed(scored)),
+        controls=controls(test, val, bootstrap=bootstrap),
+        comparisons=tuple(_comparisons([arm for arm, _ in trained], readings, bootstrap)),
+    )
+    return result, examples
+
+
+def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> float | None:
+    """Load the chosen round into ``networks`` and ``model/``; return the threshold from the arm's validation scans."""
+    number = _chosen(settings, folder)
+    val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
+    load_weights(networks, folder.kept(number).weights)
+    threshold = choose_threshold(read(networks, val, smoothing=settings.model.map_smoothing)) if len(val) else None
+    folder.release(number, threshold=threshold)
+    return threshold
+
+
+def _chosen(settings: Simulation, folder: RunFolder) -> int:
+    return folder.best_round() if settings.select == "best" else settings.rounds
+
+
+def _chosen_by(settings: Simulation) -> str:
+    if settings.select == "last":
+        return "the last round, as the settings ask"
+    return "the best mean over sites of pixel AP on validation patients (image AUROC where none has masks)"
+
+
+def _comparisons(
+    arms: Sequence[Arm], readings: Mapping[str, Reading], bootstrap: Bootstrap
+) -> list[metrics.Comparison]:
+    """Return the federated arm against the mean of the local arms and against every other arm, where it can be had."""
+    federated, *others = [arm.name for arm in arms]
+    local = [readings[arm.name] for arm in arms if arm.kind == "local"]
+    found = [compare(readings[federated], readings[name], against=name, bootstrap=bootstrap) for name in others]
+    if local:
+        found.insert(0, compare(readings[federated], local, against="mean of the local arms", bootstrap=bootstrap))
+    return [comparison for comparison in found if comparison is not None]
+
+
+def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed: int) -> list[Example]:
+    """Draw scans at random, of each site and class from different patients where there are enough, with their maps."""
+    rng = generator_for(seed, "examples")
+    rows: list[int] = []
+    for site in sorted(set(cohort.sites)):
+        for status in (ABNORMAL, NORMAL):
+            by_patient: dict[str, int] = {}
+            for row in torch.randperm(len(cohort), generator=rng).tolist():
+                if cohort.sites[row] == site and cohort.status[row] == status:
+                    by_patient.setdefault(cohort.patients[row], row)
+            rows += list(by_patient.values())[:EXAMPLES_PER_CLASS]
+    shown = cohort.take(rows)
+    maps = draw(networks, shown, smoothing=smoothing)
+    return [
+        Example(
+            site=shown.sites[row],
+            title="abnormal" if shown.status[row] == ABNORMAL else "normal",
+            scan=shown.images[row, 0],
+            counterpart=maps.normal[row],
+            disease_map=maps.evidence[row],
+            mask=shown.masks[row] if shown.has_mask[row] else None,
+            abnormal=bool(shown.status[row] == ABNORMAL),
+            score=float(maps.scores[row]),
+        )
+        for row in range(len(shown))
+    ]
+
+
+def write_maps(examples: Sequence[Example], folder: Path) -> None:
+    """Write each example's overlay as ``maps/<site>-<class>-<number>.png``; no name or file of a patient is in it."""
+    folder.mkdir(exist_ok=True)
+    for number, example in enumerate(examples, start=1):
+        save_map(folder / f"{example.site}-{example.title}-{number:02d}.png", example.scan, example.disease_map)
+
+
+def describe_machine(settings: Simulation) -> str:
+    """Return the processor or GPU, and the processor's threads."""
+    if choose_device(settings.device).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def _counts(cohort: Cohort) -> dict[str, int]:
+    splits: dict[str, int] = {name: cohort.splits.count(name) for name in ("train", "val", "test")}
+    return splits | {"patients": len(set(cohort.patients))}

@@ -1,0 +1,173 @@
+"""A run's folder: its settings, kept rounds, history, audit and model, so that any crash leaves the last kept round.
+
+config.yaml             the composed settings
+audit.jsonl             what happened, hash-chained
+history.json            one record per kept round
+rounds/0007.safetensors the last kept round, and the best so far
+model/                  the model for ``fed-client map``: the last kept round until the run has chosen
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fedgan.audit import Audit
+from fedgan.checkpoint import load_round, save_model, save_round
+from fedgan.errors import RunFolderError
+from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate
+from fedgan.results.metrics import Round
+
+HISTORY = TypeAdapter(tuple[Round, ...])
+
+
+def validation_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return the federation's score: the mean over sites of pixel AP, or of image AUROC where no site has masks.
+
+    >>> validation_score({"A": {"pixel_ap": 0.5}, "B": {"pixel_ap": 0.7, "image_auroc": 0.9}})
+    0.6
+    """
+    for name in ("pixel_ap", "image_auroc"):
+        values = [site[name] for site in scores.values() if name in site]
+        if values:
+            return sum(values) / len(values)
+    return None
+
+
+class RunFolder:
+    """The files of one training run (an arm of a comparison is a run of its own)."""
+
+    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
+        """Open ``path``, which is made if absent; ``card`` describes the model to those who map with it.
+
+        Raises:
+            RunFolderError: the folder cannot be made or its history cannot be read.
+        """
+        self.path = path
+        self.card = card
+        self.audit = Audit(path / "audit.jsonl")
+        self._began = monotonic()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the history again, as after another process has trained in this folder.
+
+        Raises:
+            RunFolderError: the folder cannot be made or its history cannot be read.
+        """
+        try:
+            (self.path / "rounds").mkdir(parents=True, exist_ok=True)
+            history = self.path / "history.json"
+            rounds = HISTORY.validate_json(history.read_bytes()) if history.exists() else ()
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path} cannot be used as a run's folder ({error}); choose another") from error
+        self.history = tuple(entry for entry in rounds if entry.round <= self._last_number())
+
+    def latest(self) -> GlobalModel | None:
+        """Return the last kept round, or nothing before the first."""
+        number = self._last_number()
+        return self.kept(number) if number else None
+
+    def kept(self, number: int) -> GlobalModel:
+        """Return a kept round: the last, or the best so far.
+
+        Raises:
+            ModelError: it is not kept, or damaged.
+        """
+        return load_round(self._file(number))
+
+    def keep(self, model: GlobalModel, answers: Sequence[Answer]) -> None:
+        """Keep a round: its history first, then its weights, which make it count.
+
+        Raises:
+            RunFolderError: the folder cannot be written; the round before stays loadable.
+        """
+        self.note_validation(model.round - 1, answers)
+        updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
+        failures = {answer.site: answer.reason for answer in answers if isinstance(answer, SiteFailure)}
+        now = monotonic()
+        entry = Round(
+            round=model.round,
+            seconds=now - self._began,
+            trained=tuple(sorted(update.site for update in updates)),
+            failed=failures,
+            losses={update.site: _named("loss/", update.metrics) for update in updates},
+            validation={},
+        )
+        self._began = now
+        self._write_history((*self.history, entry))
+        save_round(self._file(model.round), model)
+        save_model(self.path / "model", model, self.card)
+        self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
+        self._forget({model.round, self.best_round()})
+
+    def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
+        """Add the scores that sites gave the model of round ``number``."""
+        scores = {
+            answer.site: _named("validation/", answer.metrics) for answer in answers if isinstance(answer, SiteUpdate)
+        }
+        self._write_history(
+            tuple(
+                entry.model_copy(update={"validation": scores}) if entry.round == number else entry
+                for entry in self.history
+            )
+        )
+
+    def score_of(self, number: int) -> float | None:
+        """Return the validation score of round ``number``, or nothing if it was not scored."""
+        scores = [validation_score(entry.validation) for entry in self.history if entry.round == number]
+        return scores[0] if scores else None
+
+    def best_round(self) -> int:
+        """Return the number of the best round on validation so far; without scores, of the last."""
+        numbers = [entry.round for entry in self.history]
+        known = [(score, number) for number in numbers if (score := self.score_of(number)) is not None]
+        return max(known)[1] if known else self._last_number()
+
+    def release(self, number: int, **more: object) -> GlobalModel:
+        """Put round ``number`` into ``model/``, its card completed with ``more``, and return it."""
+        model = self.kept(number)
+        save_model(self.path / "model", model, {**self.card, **more})
+        self.audit.record("model chosen", round=number)
+        return model
+
+    def write(self, name: str, content: str) -> None:
+        """Write a text file of the run atomically.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        partial = self.path / f"{name}.partial"
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise RunFolderError(
+                f"{name} cannot be written ({error.strerror}); free space on the disk of {self.path}, then resume"
+            ) from error
+
+    def _write_history(self, history: tuple[Round, ...]) -> None:
+        self.write("history.json", json.dumps(HISTORY.dump_python(history, mode="json"), indent=1) + "\n")
+        self.history = history
+
+    def _file(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:04d}.safetensors"
+
+    def _last_number(self) -> int:
+        return max((int(file.stem) for file in (self.path / "rounds").glob("*.safetensors")), default=0)
+
+    def _forget(self, kept: set[int]) -> None:
+        for file in (self.path / "rounds").glob("*.safetensors"):
+            if int(file.stem) not in kept:
+                file.unlink()
+
+
+def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

@@ -1,0 +1,210 @@
+"""A federation on one machine: the same rounds and the same sites as in deployment, in one process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+from fedgan.cohort.cohort import Cohort, pool
+from fedgan.cohort.manifest import load_cohorts as read_cohorts
+from fedgan.cohort.phantoms import phantom_cohort
+from fedgan.config import read
+from fedgan.federated.coordinator import Federation, run_rounds, score_last
+from fedgan.federated.site import Recipe, Site, weights_of
+from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16
+from fedgan.gan.method import Method
+from fedgan.records import Answer, GlobalModel, RoundTask
+from fedgan.results.reading import validate
+from fedgan.run_folder import RunFolder
+from fedgan.settings import ManifestData, PhantomData, Simulation
+
+
+class Watcher(Protocol):
+    """Who wants to see a run as it goes: the command line's progress, or nobody."""
+
+    def arm(self, name: str, *, rounds: int, done: int, steps: int) -> None:
+        """Be told that an arm begins after ``done`` of its rounds, each of ``steps`` local steps over all sites."""
+        ...
+
+    def step(self, site: str, losses: Mapping[str, float]) -> None:
+        """Be told of one local step's losses at a site."""
+        ...
+
+    def round(self, number: int, score: float | None) -> None:
+        """Be told of a kept round, and the validation score of the round before it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to train: who trains, and how long along one model's path."""
+
+    name: str
+    kind: Literal["federated", "local", "pooled"]
+    cohorts: Mapping[str, Cohort]
+    local_steps: int
+    quorum: int
+
+    @property
+    def folder_name(self) -> str:
+        """Return the name as a folder's: ``local A`` is ``local-A``."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name).strip("-")
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """Sites that take turns in this process; a ``Federation``."""
+
+    sites: Sequence[Site]
+
+    def ask(self, task: RoundTask) -> Sequence[Answer]:
+        """Ask one site after the other."""
+        return [site.answer(task) for site in self.sites]
+
+
+def load_cohorts(settings: Simulation) -> dict[str, Cohort]:
+    """Return each site's scans: rendered, or read from the manifest.
+
+    Raises:
+        CohortError: the manifest or its scans cannot be used.
+    """
+    match settings.data:
+        case PhantomData() as data:
+            return {
+                site: phantom_cohort(
+                    site,
+                    patients=data.patients,
+                    images_per_patient=data.images_per_patient,
+                    size=data.size,
+                    diseases=data.diseases,
+                    seed=settings.seed,
+                )
+                for site in data.sites
+            }
+        case ManifestData() as data:
+            return read_cohorts(data)
+
+
+def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
+    """Return settings that name every site, so that another process or a later resume finds the same ones."""
+    data = settings.data.model_copy(update={"sites": tuple(cohorts)})
+    return Simulation.model_validate(settings.model_dump() | {"data": data.model_dump()})
+
+
+def arms_of(settings: Simulation, cohorts: Mapping[str, Cohort]) -> list[Arm]:
+    """Return the federated arm and, for a comparison, what each site reaches alone and all could reach by pooling."""
+    steps = settings.local_steps
+    federated = Arm("federated", "federated", cohorts, steps, settings.quorum)
+    if not settings.compare:
+        return [federated]
+    pooled = {"pooled": pool(list(cohorts.values()))}
+    return [
+        federated,
+        *(Arm(f"local {site}", "local", {site: cohort}, steps, 1) for site, cohort in cohorts.items()),
+        Arm("pooled, steps of one site", "pooled", pooled, steps, 1),
+        Arm("pooled, steps of all sites", "pooled", pooled, steps * len(cohorts), 1),
+    ]
+
+
+def open_folder(settings: Simulation, path: Path) -> RunFolder:
+    """Return the run's folder at ``path``, whose models say how to draw maps with them.
+
+    Raises:
+        RunFolderError: the folder cannot be made or read.
+    """
+    card = {
+        "model": settings.model.model_dump(mode="json"),
+        "diseases": list(settings.data.diseases),
+        "size": settings.data.size,
+        "intensity": settings.data.intensity,
+    }
+    return RunFolder(path, card)
+
+
+def networks_for(settings: Simulation) -> Method:
+    """Return untrained networks on the settings' device."""
+    return build_networks(
+        settings.model,
+        num_diseases=len(settings.data.diseases),
+        seed=settings.seed,
+        device=choose_device(settings.device),
+    )
+
+
+def build_site(
+    settings: Simulation, name: str, cohort: Cohort, networks: Method, watcher: Watcher | None = None
+) -> Site:
+    """Return the site ``name``, which trains ``networks`` on ``cohort`` as the settings say."""
+    device = choose_device(settings.device)
+    automatic = settings.precision == "auto" and computes_in_bfloat16(device)
+    recipe = Recipe(
+        seed=settings.seed,
+        rounds=settings.rounds,
+        batch_size=settings.model.batch_size,
+        learning_rate=settings.model.learning_rate,
+        critic_learning_rate=settings.model.critic_learning_rate,
+        bfloat16=automatic or settings.precision == "bfloat16",
+    )
+    scoring = partial(validate, smoothing=settings.model.map_smoothing)
+    return Site(name, cohort, networks, recipe, validate=scoring, on_step=partial(_tell, watcher, name))
+
+
+def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, float]) -> None:
+    if watcher:
+        watcher.step(site, losses)
+
+
+def train_in_folder(
+    settings: Simulation,
+    folder: RunFolder,
+    federation: Federation,
+    *,
+    local_steps: int,
+    quorum: int,
+    watcher: Watcher | None = None,
+) -> None:
+    """Train from the folder's last kept round (or untrained networks) to the settings' last, and score that.
+
+    Raises:
+        QuorumNotMet: fewer sites than the quorum trained in a round.
+        RunFolderError: a round cannot be kept.
+    """
+
+    def keep(model: GlobalModel, answers: Sequence[Answer]) -> None:
+        folder.keep(model, answers)
+        if watcher:
+            watcher.round(model.round, folder.score_of(model.round - 1))
+
+    model = folder.latest() or GlobalModel(0, weights_of(networks_for(settings)))
+    model = run_rounds(model, federation, rounds=settings.rounds, local_steps=local_steps, quorum=quorum, keep=keep)
+    if folder.score_of(model.round) is None:
+        folder.note_validation(model.round, score_last(model, federation))
+
+
+def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher: Watcher | None = None) -> None:
+    """Train ``arm`` with sites that take turns with one set of networks.
+
+    Raises:
+        As ``train_in_folder``.
+    """
+    networks = networks_for(settings)
+    sites = [build_site(settings, name, cohort, networks, watcher) for name, cohort in arm.cohorts.items()]
+    if watcher:
+        done = model.round if (model := folder.latest()) else 0
+        watcher.arm(arm.name, rounds=settings.rounds, done=done, steps=arm.local_steps * len(sites))
+    train_in_folder(settings, folder, InProcess(sites), local_steps=arm.local_steps, quorum=arm.quorum, watcher=watcher)
+
+
+def run_in_folder(path: Path, federation_of: Callable[[Sequence[str]], Federation]) -> None:
+    """Train the federated arm of the run in ``path`` with the federation made of its sites' names.
+
+    Raises:
+        SettingsError: the folder's ``config.yaml`` cannot be read.
+        As ``train_in_folder``.
+    """
+    settings = read(path / "config.yaml", Simulation)
+    federation = federation_of(settings.data.sites or ())
+    train_in_folder(
+        settings, open_folder(settings, path), federation, local_steps=settings.local_steps, quorum=settings.quorum
+    )

@@ -1,0 +1,134 @@
+"""Records to Flower messages and back: the one place where fedgan meets Flower's types.
+
+Who speaks is not written in a message: the transport knows the node, and the coordinator knows whose node it is.
+Tensors travel as NumPy's own format, which Flower writes and reads without pickle.
+"""
+
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from tokenize import TokenError
+from typing import TypeVar
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.lib.format import read_array
+
+from fedgan.errors import UpdateRejected
+from fedgan.records import Answer, GlobalModel, RoundTask, SiteFailure, SiteUpdate, Weights
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
+
+CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+"""All that may be said of a failure: long enough for a class, too short and plain for a path or a patient."""
+
+
+def pack_task(task: RoundTask) -> RecordDict:
+    """Return the message content of ``task``."""
+    terms = ConfigRecord({"round": task.model.round, "local-steps": task.local_steps})
+    return RecordDict({"task": terms, "weights": _pack_weights(task.model.weights)})
+
+
+def unpack_task(records: RecordDict) -> RoundTask:
+    """Return the task that ``pack_task`` packed.
+
+    Raises:
+        UpdateRejected: ``records`` are not a task.
+    """
+    terms = _record(records, "task", ConfigRecord)
+    model = GlobalModel(_count(terms, "round"), _unpack_weights(_record(records, "weights", ArrayRecord)))
+    return RoundTask(model, _count(terms, "local-steps"))
+
+
+def pack_answer(answer: Answer) -> RecordDict:
+    """Return the message content of ``answer``, without the site's name and, for a failure, without the round.
+
+    Raises:
+        UpdateRejected: a failure's reason says more than the name of a class.
+    """
+    if isinstance(answer, SiteFailure):
+        return RecordDict({"failure": ConfigRecord({"reason": _class_name(answer.reason)})})
+    terms = ConfigRecord({"round": answer.round, "num-images": answer.num_images})
+    metrics = MetricRecord({name: float(value) for name, value in answer.metrics.items()})
+    return RecordDict({"update": terms, "delta": _pack_weights(answer.delta), "metrics": metrics})
+
+
+def unpack_answer(records: RecordDict, *, site: str, round: int) -> Answer:
+    """Return what ``site`` answered when asked in ``round``.
+
+    Whether an update's own round, names and shapes fit the model is for aggregation to judge.
+
+    Raises:
+        UpdateRejected: ``records`` are not an answer.
+    """
+    if "failure" in records:
+        failure = _record(records, "failure", ConfigRecord)
+        return SiteFailure(site, round, _class_name(failure.get("reason")))
+    terms = _record(records, "update", ConfigRecord)
+    return SiteUpdate(
+        site=site,
+        round=_count(terms, "round"),
+        delta=_unpack_weights(_record(records, "delta", ArrayRecord)),
+        num_images=_count(terms, "num-images"),
+        metrics={name: _figure(name, value) for name, value in _record(records, "metrics", MetricRecord).items()},
+    )
+
+
+def pack_partition(number: int) -> RecordDict:
+    """Return the message content with which a simulated node says which site, counted from 0, it plays."""
+    return RecordDict({"node": ConfigRecord({"partition": number})})
+
+
+def unpack_partition(records: RecordDict) -> int:
+    """Return which site a simulated node plays.
+
+    Raises:
+        UpdateRejected: ``records`` do not say so.
+    """
+    return _count(_record(records, "node", ConfigRecord), "partition")
+
+
+def _pack_weights(weights: Weights) -> ArrayRecord:
+    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in weights.items()})
+
+
+def _unpack_weights(record: ArrayRecord) -> Weights:
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    try:
+        # Not ``array.numpy()``, which also opens archives and whatever else NumPy would load.
+        return torch.from_numpy(read_array(BytesIO(array.data), allow_pickle=False))
+    except (TypeError, ValueError, OverflowError, MemoryError, SyntaxError, TokenError) as error:
+        raise _rejected(f"tensor {name} cannot be read") from error
+
+
+def _record(records: RecordDict, name: str, kind: type[Record]) -> Record:
+    record = records.get(name)
+    if not isinstance(record, kind):
+        raise _rejected(f"there is no {kind.__name__} named {name}")
+    return record
+
+
+def _count(terms: Mapping[str, object], name: str) -> int:
+    value = terms.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _rejected(f"{name} is not a whole number from 0")
+    return value
+
+
+def _figure(name: str, value: object) -> float:
+    if not isinstance(value, float):
+        raise _rejected(f"metric {name} is not one number")
+    return value
+
+
+def _class_name(reason: object) -> str:
+    if not isinstance(reason, str) or not CLASS_NAME.fullmatch(reason):
+        raise _rejected("a failure's reason is not the name of a class")
+    return reason
+
+
+def _rejected(fault: str) -> UpdateRejected:
+    return UpdateRejected(f"a message cannot be understood: {fault}; do coordinator and site run the same fedgan?")

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from fedgan.errors import QuorumNotMet
+from fedgan.federated.coordinator import run_rounds, score_last
+from fedgan.records import GlobalModel, SiteFailure, SiteUpdate
+
+UNTRAINED = GlobalModel(0, {"w": torch.zeros(1)})
+
+
+class Recording:
+    """Sites that always answer the same: how far each moves, or why not."""
+
+    def __init__(self, **moves):
+        self.moves = moves
+        self.tasks = []
+
+    def ask(self, task):
+        self.tasks.append(task)
+        return [
+            SiteFailure(site, task.model.round, move)
+            if isinstance(move, str)
+            else SiteUpdate(site, task.model.round, {"w": torch.tensor([move])}, 1, {})
+            for site, move in self.moves.items()
+        ]
+
+
+def run(sites, *, rounds=2, quorum=1, model=UNTRAINED, kept=None):
+    kept = [] if kept is None else kept
+    return run_rounds(
+        model, sites, rounds=rounds, local_steps=5, quorum=quorum, keep=lambda model, answers: kept.append(model)
+    )
+
+
+def test_rounds_add_up():
+    kept = []
+
+    model = run(Recording(A=1.0, B=3.0), kept=kept)
+
+    assert model.weights["w"].tolist() == [4.0]
+    assert [each.round for each in kept] == [1, 2]
+
+
+def test_a_run_goes_on_from_the_round_it_is_given():
+    sites = Recording(A=1.0)
+
+    run(sites, rounds=5, model=GlobalModel(3, {"w": torch.zeros(1)}))
+
+    assert [task.model.round for task in sites.tasks] == [3, 4]
+
+
+def test_a_finished_run_asks_nobody():
+    sites = Recording(A=1.0)
+
+    run(sites, rounds=3, model=GlobalModel(3, {"w": torch.zeros(1)}))
+
+    assert sites.tasks == []
+
+
+def test_a_round_goes_on_without_a_site_as_long_as_the_quorum_is_met():
+    model = run(Recording(A=2.0, B="Diverged"), rounds=1)
+
+    assert model.weights["w"].tolist() == [2.0]
+
+
+def test_too_few_updates_stop_the_run_with_each_sites_reason():
+    kept = []
+
+    with pytest.raises(
+        QuorumNotMet, match=r"round 1: 1 of 3 sites trained, 2 are needed \(B: Diverged, C: CohortError"
+    ):
+        run(Recording(A=2.0, B="Diverged", C="CohortError"), quorum=2, kept=kept)
+
+    assert kept == []
+
+
+def test_the_last_model_is_scored_without_training():
+    sites = Recording(A=1.0, B="Diverged")
+
+    updates = score_last(UNTRAINED, sites)
+
+    assert sites.tasks[0].local_steps == 0
+    assert [update.site for update in updates] == ["A"]

@@ -1,0 +1,34 @@
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from importlinter.cli import lint_imports
+
+import fedgan
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {path.parent for package in ("fedgan", "server", "client") for path in (ROOT / package).rglob("*.py")}
+
+
+def test_imports_point_down(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+
+
+def test_everything_public_is_named_and_every_name_is_there():
+    named = getattr(fedgan, "__all__", [])
+    public = {name for name, value in vars(fedgan).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+
+    assert public <= set(named)
+    assert all(hasattr(fedgan, name) for name in named)
+    assert list(named) == sorted(set(named))
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS), ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_every_package_says_what_it_is(folder):
+    assert (folder / "__init__.py").read_text(encoding="utf-8").startswith('"""')
+
+
+def test_the_tests_shadow_no_package():
+    assert list((ROOT / "tests").rglob("__init__.py")) == []

@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from fedgan.audit import Audit, broken_links
+from fedgan.errors import RunFolderError
+
+
+def recorded(path, events=3):
+    for number in range(events):
+        Audit(path).record("round kept", round=number)
+    return path
+
+
+def test_each_event_follows_from_the_one_before(tmp_path):
+    path = recorded(tmp_path / "audit.jsonl")
+
+    assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    assert broken_links(path) == []
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "swap"])
+def test_a_changed_removed_or_moved_line_shows(tmp_path, harm):
+    path = recorded(tmp_path / "audit.jsonl")
+    lines = path.read_text().splitlines()
+    first, second, third = lines
+    harmed = {
+        "change": [first.replace('"round": 0', '"round": 7'), second, third],
+        "remove": [first, third],
+        "swap": [second, first, third],
+    }[harm]
+
+    path.write_text("\n".join(harmed) + "\n")
+
+    assert broken_links(path)
+
+
+def test_an_audit_that_cannot_be_written_says_what_to_do(tmp_path):
+    with pytest.raises(RunFolderError, match="free the disk, then resume"):
+        Audit(tmp_path / "absent" / "audit.jsonl").record("round kept")

@@ -1,0 +1,74 @@
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fedgan.checkpoint import load_model, load_round, save_model, save_round
+from fedgan.errors import ModelError, RunFolderError
+from fedgan.records import GlobalModel
+
+MODEL = GlobalModel(3, {"w": torch.tensor([[1.0, 2.0]]), "count": torch.tensor(7)})
+
+
+@contextmanager
+def full_disk():
+    """Let no file of this process grow beyond a kilobyte, as when the disk has no room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_kept_round_comes_back_bit_for_bit(tmp_path):
+    save_round(tmp_path / "0003.safetensors", MODEL)
+
+    kept = load_round(tmp_path / "0003.safetensors")
+
+    assert kept.round == 3
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in kept.weights.items()} == {
+        "w": (torch.float32, [[1.0, 2.0]]),
+        "count": (torch.int64, 7),
+    }
+
+
+def test_a_damaged_round_is_refused(tmp_path):
+    path = tmp_path / "0003.safetensors"
+    save_round(path, MODEL)
+    path.write_bytes(path.read_bytes()[:-3])
+
+    with pytest.raises(ModelError, match="is no kept round"):
+        load_round(path)
+
+
+def test_a_round_that_cannot_be_kept_leaves_the_one_before(tmp_path):
+    path = tmp_path / "0003.safetensors"
+    save_round(path, MODEL)
+
+    with full_disk(), pytest.raises(RunFolderError, match="the last kept round is intact"):
+        save_round(path, GlobalModel(3, {"w": torch.zeros(1000)}))
+
+    assert torch.equal(load_round(path).weights["w"], MODEL.weights["w"])
+
+
+def test_a_model_comes_back_with_its_card(tmp_path):
+    save_model(tmp_path / "model", MODEL, {"size": 64})
+
+    weights, card = load_model(tmp_path / "model")
+
+    assert torch.equal(weights["w"], MODEL.weights["w"])
+    assert (card["size"], card["round"]) == (64, 3)
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(tmp_path):
+    save_model(tmp_path, MODEL, {})
+    save_model(tmp_path / "other", GlobalModel(3, {"w": torch.zeros(1)}), {})
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+
+    with pytest.raises(ModelError, match=r"are not those of its model\.json"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_a_model_says_which_folder_to_give(tmp_path):
+    with pytest.raises(ModelError, match="give a run's model folder"):
+        load_model(tmp_path)
