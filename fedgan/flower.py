@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from fedgan.errors import FedganError, SettingsError
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 CONNECTION = "simulation"
+LOG = "engine.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # What Flower is given to run only points to the packages installed here. It looks for plain assignments.
@@ -52,6 +54,15 @@ clientapp = "client_app:app"
 run-folder = {folder}
 """,
 }
+
+
+# Its input ends when we close it or die, whatever we die of.
+GUARD = """\
+import contextlib, os, signal, sys
+sys.stdin.read()
+with contextlib.suppress(ProcessLookupError):
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+"""
 
 
 class EngineFailed(FedganError):
@@ -138,25 +149,32 @@ def _running_engine(home: Path) -> Iterator[_Engine]:
     (home / "config.toml").write_text(f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     secret = home / "secret"
     secret.write_bytes(os.urandom(32))
-    # Flower can start its SuperExec itself, but in a session of its own, where it and Ray would outlive us.
-    commands = (
-        ["flower-superlink", "--simulation", "--host=127.0.0.1", f"--port={port}", "--isolation=process"],
-        ["flower-superexec", f"--runtime-api-address=127.0.0.1:{port}", f"--parent-pid={os.getpid()}"],
-    )
-    env, started = _environment(home), []
-    try:
-        for command in commands:
-            with (home / "engine.log").open("ab") as log:
-                arguments = [*command, "--insecure", f"--superexec-auth-secret-file={secret}"]
-                started.append(
-                    subprocess.Popen(
-                        arguments, env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-                    )
-                )
-            _wait_until_open(port, started[-1], home / "engine.log")
-        yield _Engine(home, env, started[-1])
-    finally:
-        for process in reversed(started):
+    # Flower can start its SuperExec itself, but then in a process group that we would not know.
+    link = ["flower-superlink", "--simulation", "--host=127.0.0.1", f"--port={port}", "--isolation=process"]
+    executor = ["flower-superexec", f"--runtime-api-address=127.0.0.1:{port}"]
+    shared = ["--insecure", f"--superexec-auth-secret-file={secret}"]
+    env = _environment(home)
+    with _process_group([*link, *shared], env, home) as superlink:
+        _wait_until_open(port, superlink, home / LOG)
+        with _process_group([*executor, *shared], env, home) as superexec:
+            yield _Engine(home, env, superexec)
+
+
+@contextmanager
+def _process_group(command: Sequence[str], env: dict[str, str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``command`` and what it starts, Ray included, until the block ends or this process dies."""
+    with (
+        (home / LOG).open("ab") as log,
+        subprocess.Popen(
+            command, env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process,
+        subprocess.Popen(
+            [sys.executable, "-I", "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        ),
+    ):
+        try:
+            yield process
+        finally:
             _stop(process)
 
 
@@ -197,12 +215,11 @@ def _end_after(first: subprocess.Popen[bytes], then: subprocess.Popen[str]) -> N
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End ``process`` and what it started, Ray included, all of which share its process group."""
-    for order in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # the group is empty
-            os.killpg(process.pid, order)
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
+    """Ask the group of ``process`` to end, and give it time; the guard ends what is left."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with suppress(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)

@@ -142,7 +142,8 @@ def test_a_site_draws_the_map_of_one_picture_with_a_runs_model(simulate, tmp_pat
     )
 
     assert code == 0
-    assert Image.open(tmp_path / "scan-map.png").size[0] > 400
+    with Image.open(tmp_path / "scan-map.png") as drawn:
+        assert drawn.size[0] > 400
     assert "evidence" in capsys.readouterr().out
 
 

@@ -114,6 +114,7 @@ def test_no_tensor_is_unpickled():
         unpack_answer(records, site="A", round=3)
 
 
+@pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # damage can look like the NumPy of Python 2
 @given(st.data())
 def test_a_damaged_tensor_is_read_or_refused_by_name(data):
     whole = bytearray(Array(np.ones((2, 3), np.float32)).data)
