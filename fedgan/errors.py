@@ -5,6 +5,7 @@ FedganError
 ├── CohortError          the site's data engineer: the manifest or its images cannot be used as they are
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
 ├── Diverged             the coordinator: training has no way down; change the recipe
 ├── QuorumNotMet         the coordinator: too few sites trained in a round
 └── UpdateRejected       the coordinator, with the site: an update cannot be averaged
@@ -44,6 +45,10 @@ class RunFolderError(FedganError):
 
 class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
+
+
+class EngineFailed(FedganError):
+    """Flower's engine did not start, or the run in it did not finish; the message ends with its last lines."""
 
 
 class Diverged(FedganError):

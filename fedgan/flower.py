@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgan.errors import FedganError, SettingsError
+from fedgan.errors import EngineFailed, SettingsError
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -33,7 +33,7 @@ CONNECTION = "simulation"
 LOG = "engine.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
-# What Flower is given to run only points to the packages installed here. It looks for plain assignments.
+# What Flower is given only points to the packages installed here. It looks for plain assignments.
 BUNDLE = {
     "server_app.py": "import server.app\n\napp = server.app.app\n",
     "client_app.py": "import client.app\n\napp = client.app.app\n",
@@ -55,7 +55,6 @@ run-folder = {folder}
 """,
 }
 
-
 # Its input ends when we close it or die, whatever we die of.
 GUARD = """\
 import contextlib, os, signal, sys
@@ -63,10 +62,6 @@ sys.stdin.read()
 with contextlib.suppress(ProcessLookupError):
     os.killpg(int(sys.argv[1]), signal.SIGKILL)
 """
-
-
-class EngineFailed(FedganError):
-    """Flower did not start, or the run in it did not finish."""
 
 
 def run_on_flower(folder: Path, *, num_sites: int, on_output: Callable[[str], None]) -> None:
@@ -103,8 +98,8 @@ class _Engine:
         """Hand the run in ``folder`` to Flower and return Flower's number for it."""
         bundle = self.home / "bundle"
         bundle.mkdir()
+        quoted = json.dumps(str(folder.resolve()), ensure_ascii=False)
         for name, text in BUNDLE.items():
-            quoted = json.dumps(str(folder.resolve()))
             (bundle / name).write_text(text.replace("{folder}", quoted), encoding="utf-8")
         processes = min(num_sites, os.cpu_count() or 1)
         resources = f"num-supernodes={num_sites} client-resources-num-cpus=1 init-args-num-cpus={processes}"
@@ -113,7 +108,7 @@ class _Engine:
     def ask(self, *words: str) -> dict[str, Any]:
         """Return what the ``flwr`` command answers; its exit code is 0 even when it fails."""
         command = ["flwr", *words, "--format", "json"]
-        done = subprocess.run(command, env=self.env, cwd=self.home, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
         try:
             answer: dict[str, Any] = json.loads(done.stdout)
         except json.JSONDecodeError:
@@ -126,9 +121,7 @@ class _Engine:
         """Hand on each line of run ``number`` until it ends, and return the last."""
         tail: deque[str] = deque(maxlen=20)
         command = ["flwr", "log", number, CONNECTION]
-        log = subprocess.Popen(
-            command, env=self.env, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        log = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         threading.Thread(target=_end_after, args=(self.superexec, log), daemon=True).start()
         with log:
             try:
@@ -165,9 +158,7 @@ def _process_group(command: Sequence[str], env: dict[str, str], home: Path) -> I
     """Run ``command`` and what it starts, Ray included, until the block ends or this process dies."""
     with (
         (home / LOG).open("ab") as log,
-        subprocess.Popen(
-            command, env=env, cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        ) as process,
+        subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process,
         subprocess.Popen(
             [sys.executable, "-I", "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
         ),

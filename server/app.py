@@ -1,5 +1,6 @@
 """The Flower ServerApp of a simulation: the coordinator's loop, with the sites behind Flower's Grid."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the run in ``run-folder`` from its last kept round to its last."""
+    """Train the run in ``run-folder`` from its last kept round to its last, saying each round as it is kept."""
+    speak = logging.getLogger("fedgan")
+    speak.addHandler(logging.StreamHandler())
+    speak.setLevel(logging.INFO)
 
     def federation_of(sites: Sequence[str]) -> Federation:
         nodes = bind_simulated_nodes(grid, sites, timeout_s=JOIN_TIMEOUT_S)

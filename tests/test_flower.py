@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fedgan.flower
-from fedgan.errors import SettingsError
-from fedgan.flower import EngineFailed, _process_group, run_on_flower
+from fedgan.errors import EngineFailed, SettingsError
+from fedgan.flower import _process_group, run_on_flower
 
 # A process with a child; the second takes no notice of being asked to end.
 POLITE, STUBBORN = ("sh", "-c", "sleep 60 & wait"), ("sh", "-c", "trap '' TERM; echo up >&2; sleep 60 & wait; wait")

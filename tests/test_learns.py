@@ -1,4 +1,4 @@
-"""That what is trained finds disease: the whole loop on phantoms, against every cue that gives a lesion away for free."""
+"""That what is trained finds disease: the whole loop on phantoms."""
 
 import pytest
 

@@ -43,7 +43,7 @@ class Scores(_Frozen):
     iou: Estimate | None
     """Pooled intersection over union at that threshold."""
     poi: Estimate | None
-    """Percentage of intersection as a fraction: pixel recall at that threshold (Nawaz et al. 2025, arXiv:2502.17836)."""
+    """Percentage of intersection, as a fraction: pixel recall there (Nawaz et al. 2025, arXiv:2502.17836)."""
     pixel_precision: Estimate | None
     """Pixel precision at that threshold; PoI means nothing without it."""
     aupro: Estimate | None
@@ -62,7 +62,7 @@ class Arm(_Frozen):
     """One way to train (or a control), scored on the test split."""
 
     name: str
-    """``federated``, ``local A``, ``pooled (steps of one site)``, ``pooled (steps of all sites)``, ``brightness 2 px``..."""
+    """As ``federated``, ``local A``, ``pooled, steps of one site``, ``brightness 2 px``."""
     kind: Literal["federated", "local", "pooled", "control"]
     steps: int | None
     """Local steps along this model's path; null for a control."""

@@ -1,7 +1,7 @@
 """How hard the phantoms are: what trivial cues find in them, and what masks could teach.
 
 ``python tests/benchmarks/phantom_cues.py --seed 1 --steps 600`` prints the pixel average precision of each cue and of
-a U-Net trained on the masks, over the test scans of three sites together: about 3 minutes on one processor thread.
+a U-Net trained on the masks, over the test scans of three sites together: about 4 minutes on one processor thread.
 """
 
 import argparse

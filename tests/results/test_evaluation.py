@@ -250,18 +250,17 @@ def test_no_scans_have_no_figures():
 
 
 def test_boxes_stand_in_for_a_mask_in_pointing_and_decide_iobb():
+    one_pixel = (((0.0, 0.0, 1.0, 1.0),),)
     cohort = cohort_of(
-        torch.zeros(3, 2, 4),
-        [ABNORMAL, ABNORMAL, ABNORMAL],
-        has_mask=[False, False, False],
-        boxes=(((0.0, 0.0, 2.0, 2.0),), ((3.0, 0.0, 1.0, 1.0),), ()),
+        torch.zeros(4, 1, 6), [ABNORMAL] * 4, has_mask=[False] * 4, boxes=(*one_pixel, *one_pixel, *one_pixel, ())
     )
-    inside, wide, unknown = [[0.9, 0.8, 0, 0], [0, 0, 0, 0]], [[0.7, 0.7, 0.7, 0.9], [0.7, 0, 0, 0]], [[1, 0, 0, 0]] * 2
+    a_quarter, a_fifth = [[0.9, 0.8, 0.8, 0.8, 0, 0]], [[0.9, 0.8, 0.8, 0.8, 0.8, 0]]
+    beside, without_box = [[0, 0, 0, 0, 0.9, 0]], [[0.9, 0, 0, 0, 0, 0]]
 
-    scores = score(reading_of([inside, wide, unknown], cohort), threshold=0.5, bootstrap=BOOTSTRAP)
+    scores = score(reading_of([a_quarter, a_fifth, beside, without_box], cohort), threshold=0.5, bootstrap=BOOTSTRAP)
 
-    assert scores.pointing_game.value == 1.0
-    assert scores.iobb.value == 0.5
+    assert scores.pointing_game.value == pytest.approx(2 / 3)
+    assert scores.iobb.value == pytest.approx(1 / 3)
     assert scores.pixel_ap is None
 
 
