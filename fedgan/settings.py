@@ -18,7 +18,7 @@ Intensity = Literal["range", "tissue_median"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Cohorts(_Frozen):
@@ -35,10 +35,13 @@ class PhantomData(Cohorts):
 
     kind: Literal["phantoms"]
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
-    patients: Count
+    """Names of the sites; each has a scanner of its own, which follows from its name."""
+    patients: Annotated[int, Field(ge=6)]
     """Patients per site, all splits together; half of them are abnormal."""
     images_per_patient: Count
+    """Neighbouring slices of each patient."""
     diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Diseases: even ones (the first is 0) are soft-edged, odd ones hollow and sharp; a patient has at most one."""
 
 
 class ManifestData(Cohorts):
@@ -63,11 +66,17 @@ class LossWeights(_Frozen):
     """Weights of the terms of the generators' objective; a term of weight 0 is not computed."""
 
     adversarial: NonNegative
+    """The counterpart (and, with the cycle, the diseased normal scan) must look real to a discriminator."""
     cycle: NonNegative
+    """A backward generator must be able to put the disease back; also trains the abnormal discriminator."""
     identity: NonNegative
+    """Where the disease is not, the difference is empty."""
     sparsity: NonNegative
+    """The difference is no larger than needed."""
     classifier: NonNegative
+    """The counterpart must look normal to a classifier of diseases."""
     restoration: NonNegative
+    """Pseudo-lesions pasted into normal scans must be found exactly."""
 
 
 class TagGAN(_Frozen):
@@ -81,11 +90,14 @@ class TagGAN(_Frozen):
     critic_width: Count
     """Channels of the discriminators' and the classifier's first level."""
     adversarial: Literal["lsgan", "hinge", "wgan_gp"]
+    """The adversarial game; see ``fedgan.gan.losses``."""
     weights: LossWeights
     batch_size: Count
     """Scans of each class in one local step."""
     brighter: Annotated[float, Field(ge=0, le=1)]
     """Share of the pasted pseudo-lesions that are brighter than what they cover."""
+    lesion_emphasis: NonNegative
+    """By how much more a pasted pixel counts than others in the restoration term; 0 counts all alike."""
     learning_rate: Positive
     """Of the generators, at the first round; it falls linearly to a tenth at the last."""
     critic_learning_rate: Positive
@@ -115,7 +127,9 @@ class Simulation(_Frozen):
     runs: Path
     """Folder of all runs."""
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """Of every draw: phantoms, initial weights, batches, examples, resamplings."""
     rounds: Count
+    """Rounds of the run."""
     local_steps: Count
     """Local steps a site takes in one round: one discriminator step and one generator step each."""
     quorum: Count

@@ -132,19 +132,24 @@ def networks_for(settings: Simulation) -> Method:
     )
 
 
+def bfloat16_in(settings: Simulation) -> bool:
+    """Return whether the settings' arithmetic is bfloat16 on their device."""
+    if settings.precision == "auto":
+        return computes_in_bfloat16(choose_device(settings.device))
+    return settings.precision == "bfloat16"
+
+
 def build_site(
     settings: Simulation, name: str, cohort: Cohort, networks: Method, watcher: Watcher | None = None
 ) -> Site:
     """Return the site ``name``, which trains ``networks`` on ``cohort`` as the settings say."""
-    device = choose_device(settings.device)
-    automatic = settings.precision == "auto" and computes_in_bfloat16(device)
     recipe = Recipe(
         seed=settings.seed,
         rounds=settings.rounds,
         batch_size=settings.model.batch_size,
         learning_rate=settings.model.learning_rate,
         critic_learning_rate=settings.model.critic_learning_rate,
-        bfloat16=automatic or settings.precision == "bfloat16",
+        bfloat16=bfloat16_in(settings),
     )
     scoring = partial(validate, smoothing=settings.model.map_smoothing)
     return Site(name, cohort, networks, recipe, validate=scoring, on_step=partial(_tell, watcher, name))

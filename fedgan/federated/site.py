@@ -36,8 +36,9 @@ class Recipe:
     def rate_in(self, number: int) -> float:
         """Return the share of the learning rates in round ``number`` (from 0): 1 at first, a tenth at last.
 
-        >>> Recipe(seed=0, rounds=10, batch_size=1, learning_rate=1, critic_learning_rate=1, bfloat16=False).rate_in(9)
-        0.1
+        >>> recipe = Recipe(seed=0, rounds=10, batch_size=1, learning_rate=1, critic_learning_rate=1, bfloat16=False)
+        >>> recipe.rate_in(0), round(recipe.rate_in(9), 6)
+        (1.0, 0.1)
         """
         return 1 - 0.9 * min(1.0, number / max(1, self.rounds - 1))
 

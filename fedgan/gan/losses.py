@@ -121,7 +121,7 @@ def sparsity(difference: Tensor) -> Tensor:
     return difference.abs().mean()
 
 
-def restoration(difference: Tensor, pasted: Tensor, *, emphasis: float = 5) -> Tensor:
+def restoration(difference: Tensor, pasted: Tensor, *, emphasis: float) -> Tensor:
     r"""Return :math:`E[(1 + \epsilon [\delta \ne 0]) |M(n + \delta, c) - \delta|]` for a pasted :math:`\delta`.
 
     Restoration of a foreign patch (Tan et al. 2020, arXiv:2011.04197), as in SAGAN (arXiv:2405.12872), with L1.

@@ -41,7 +41,7 @@ def test_the_gradient_penalty_can_be_descended():
 def test_restoration_counts_a_lesion_six_times():
     pasted = torch.tensor([0.5, 0.0])
 
-    missed = losses.restoration(torch.zeros(2), pasted)
-    invented = losses.restoration(torch.tensor([0.5, 0.5]), pasted)
+    missed = losses.restoration(torch.zeros(2), pasted, emphasis=5)
+    invented = losses.restoration(torch.tensor([0.5, 0.5]), pasted, emphasis=5)
 
     assert missed.item() == pytest.approx(6 * invented.item())

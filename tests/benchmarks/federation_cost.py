@@ -1,0 +1,78 @@
+"""What the federation costs beyond training: ``fed-simulate`` against a bare loop that takes the same steps.
+
+Both run as whole processes in turn, so that start-up, reading scans, rounds kept on disk, validation, maps and the
+report are all in the first, and only start-up, reading scans and training in the second.
+
+    python tests/benchmarks/federation_cost.py --data ../shared/data/lgg-flair-128 --rounds 4 --local-steps 40
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from fedgan.cohort.batches import draw_batches
+from fedgan.config import load
+from fedgan.gan.training import players_for, train
+from fedgan.settings import Simulation
+from fedgan.simulation import bfloat16_in, load_cohorts, networks_for
+from fedgan.streams import generator_for
+
+
+def bare_loop(overrides: list[str]) -> None:
+    """Take every site's steps of every round with one pair of optimisers a site, and nothing else."""
+    settings = load("simulate", Simulation, overrides)
+    networks = networks_for(settings)
+    for site, cohort in load_cohorts(settings).items():
+        rng = generator_for(settings.seed, site)
+        players = players_for(
+            networks,
+            learning_rate=settings.model.learning_rate,
+            critic_learning_rate=settings.model.critic_learning_rate,
+            bfloat16=bfloat16_in(settings),
+        )
+        batches = draw_batches(cohort.split("train"), batch_size=settings.model.batch_size, rng=rng, flip=True)
+        train(networks, players, islice(batches, settings.rounds * settings.local_steps), rng=rng)
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Return wall seconds and peak memory in MiB of one process."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, _, usage = os.wait4(process.pid, 0)
+    return time.monotonic() - began, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print wall time and memory of both, their ratio in each pair, and the median ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of lgg-flair-128; four phantom sites otherwise")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--local-steps", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--bare", nargs="*", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare is not None:
+        return bare_loop(arguments.bare)
+    data = ["data=lgg", f"data.root={arguments.data}"] if arguments.data else ["data.sites=[A,B,C,D]"]
+    with tempfile.TemporaryDirectory() as runs:
+        overrides = [*data, f"rounds={arguments.rounds}", f"local_steps={arguments.local_steps}", f"runs={runs}"]
+        ratios = []
+        for pair in range(arguments.pairs):
+            whole = measured([sys.executable, "-m", "fedgan.cli", *overrides, f"name=pair-{pair}"])
+            bare = measured([sys.executable, __file__, "--bare", *overrides])
+            ratios.append(whole[0] / bare[0])
+            print(
+                f"pair {pair + 1}: fed-simulate {whole[0]:.1f} s, {whole[1]:.0f} MiB; "
+                f"bare loop {bare[0]:.1f} s, {bare[1]:.0f} MiB; ratio {ratios[-1]:.3f}"
+            )
+    print(f"median ratio {sorted(ratios)[len(ratios) // 2]:.3f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
