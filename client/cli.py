@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from fedgan.cohort.images import PICTURES, VOLUMES, file_and_slice
 from fedgan.errors import FedganError
 from fedgan.gan.build import choose_device
 from fedgan.mapping import Finding, Mapper
@@ -23,11 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(NOT_YET, file=sys.stderr)
         return 2
     try:
-        _map(arguments)
-    except (FedganError, ValueError, OSError) as refusal:
+        return _map(arguments)
+    except (FedganError, OSError) as refusal:
         print(f"fed-client: {refusal}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,17 +44,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _map(arguments: argparse.Namespace) -> None:
-    """Draw the map of each picture as ``<name>-map.png`` and say what it shows, in one line each."""
+def _map(arguments: argparse.Namespace) -> int:
+    """Draw the map of each picture as ``<name>-map.png`` and say what it shows, in one line each.
+
+    Returns:
+        0, or 1 if a picture could not be read or its map would lie over a file that is there.
+    """
     mapper = Mapper(arguments.model, device=choose_device(arguments.device))
     arguments.out.mkdir(parents=True, exist_ok=True)
+    code = 0
     for image in arguments.images:
-        finding = mapper.read(image, disease=arguments.disease)
-        drawn = arguments.out / f"{image.name.partition('.')[0]}-map.png"
+        drawn = arguments.out / f"{_stem(image)}-map.png"
+        if drawn.exists():
+            print(f"fed-client: {drawn} is there already; move it or give another --out", file=sys.stderr)
+            code = 1
+            continue
+        try:
+            finding = mapper.read(image, disease=arguments.disease)
+        except ValueError as refusal:
+            print(f"fed-client: {image}: {refusal}", file=sys.stderr)
+            code = 1
+            continue
         panel(_example(arguments.site, finding), threshold=mapper.card.threshold).save(drawn)
         area = "" if finding.area_mm2 is None else f", {finding.area_mm2:.0f} mm2 above the threshold"
         print(f"{drawn}: evidence {finding.score:.3f} on average, {float(finding.evidence.max()):.3f} at most{area}")
     print("For research. Not for diagnosis.")
+    return code
+
+
+def _stem(image: Path) -> str:
+    """Return the picture's name without its format: ``brain.nii.gz#42`` is ``brain-42``."""
+    file, number = file_and_slice(image)
+    stem = next((file.name[: -len(end)] for end in (*VOLUMES, *PICTURES) if file.name.lower().endswith(end)), file.name)
+    return stem if number is None else f"{stem}-{number}"
 
 
 def _example(site: str, finding: Finding) -> Example:

@@ -1,10 +1,12 @@
 """One hash-chained JSON line per consequential event; never pixels, paths or patients.
 
-Each line carries the SHA-256 of the line before it, so that a changed, removed or reordered line shows.
+Each line carries the SHA-256 of the line before it, so that a line changed, removed or moved shows, as long as one
+comes after it. Who holds a later line's digest can tell whether the end is missing.
 """
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,11 +32,18 @@ class Audit:
         line["previous"] = self._last_digest()
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
+                file.write(self._line_break() + json.dumps(line, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise RunFolderError(
                 f"the audit cannot be written ({error.strerror}); free the disk, then resume"
             ) from error
+
+    def _line_break(self) -> str:
+        """Return what ends a line that a crash left unfinished, so that it breaks the chain for itself alone."""
+        torn = self._path.exists() and self._path.stat().st_size and not self._path.read_bytes().endswith(b"\n")
+        return "\n" if torn else ""
 
     def _last_digest(self) -> str:
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fedgan.errors import ModelError, RunFolderError
 from fedgan.records import GlobalModel, Weights
@@ -22,12 +22,9 @@ def save_round(path: Path, model: GlobalModel) -> None:
     Raises:
         RunFolderError: the disk is full or the folder cannot be written; what was kept before stays.
     """
-    partial = path.with_suffix(".partial")
     try:
-        save_file(dict(model.weights), partial, metadata={"round": str(model.round)})
-        _settle(partial, path)
+        _write(path, model.weights, {"round": str(model.round)})
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise RunFolderError(
             f"round {model.round} cannot be kept ({error}); free space on the disk of {path.parent}, then resume: "
             f"the last kept round is intact"
@@ -45,40 +42,40 @@ def load_round(path: Path) -> GlobalModel:
             number = int(file.metadata()["round"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is no kept round ({error}); resume from an earlier one") from error
+        raise ModelError(f"{path} is no kept round ({error}); delete it, then resume from the one before") from error
     return GlobalModel(number, weights)
 
 
 def save_model(folder: Path, model: GlobalModel, card: Mapping[str, Any]) -> None:
-    """Write ``model`` as ``folder/model.safetensors`` and ``card`` as ``folder/model.json``, with the weights' digest.
+    """Write ``model`` with its ``card`` as ``model.safetensors``, and the card alone, for people, as ``model.json``.
+
+    The card lies in the header of the weights' file, so that the two change together or not at all.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
+    content = json.dumps({**card, "round": model.round}, indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        weights, described = folder / f"{WEIGHTS}.partial", folder / f"{CARD}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in model.weights.items()}, weights)
-        content = {**card, "round": model.round, "sha256": digest(weights)}
-        described.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _settle(weights, folder / WEIGHTS)
-        _settle(described, folder / CARD)
+        _write(folder / WEIGHTS, model.weights, {"card": content})
+        partial = folder / f"{CARD}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(folder / CARD)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"the model cannot be written ({error}); free space on the disk of {folder}") from error
 
 
 def load_model(folder: Path) -> tuple[Weights, dict[str, Any]]:
-    """Read what ``save_model`` wrote, after checking the weights against the card's digest.
+    """Read what ``save_model`` wrote: the weights and their card.
 
     Raises:
-        ModelError: the folder is not a model's, or its weights are not those of the card.
+        ModelError: the folder holds no model, or a damaged one.
     """
     try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if digest(folder / WEIGHTS) != card["sha256"]:
-            raise ModelError(f"the weights in {folder} are not those of its {CARD}; fetch the model again")
-        return load_file(folder / WEIGHTS), card
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            card: dict[str, Any] = json.loads(file.metadata()["card"])
+            return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} holds no model ({error}); give a run's model folder") from error
 
 
@@ -88,8 +85,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _settle(partial: Path, final: Path) -> None:
-    """Put a finished file in its place, on the disk before it is named."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(final)
+def _write(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that a crash leaves the old one or the new one, and a full disk no remains."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

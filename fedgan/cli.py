@@ -3,7 +3,6 @@
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from fedgan.checkpoint import digest
 from fedgan.config import describe, dump, experiments, load, read
 from fedgan.errors import FedganError, RunFolderError, SettingsError
 from fedgan.flower import run_on_flower
@@ -44,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedganError as refusal:
         print(f"fed-simulate: {refusal}", file=sys.stderr)
         return BAD_SETTINGS if isinstance(refusal, SettingsError) else REFUSED
+    except OSError as error:
+        print(f"fed-simulate: {error}; make room or give runs=FOLDER, then resume", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
-        print(f"\nfed-simulate: stopped; go on with: fed-simulate --resume {path}", file=sys.stderr)
+        begun = path is not None and (path / "config.yaml").exists()
+        print(
+            f"\nfed-simulate: stopped{f'; go on with: fed-simulate --resume {path}' if begun else ''}", file=sys.stderr
+        )
         return INTERRUPTED
     return 0
 
@@ -83,10 +89,11 @@ def _settings_of(overrides: Sequence[str], resumed: Path | None) -> tuple[Simula
     if resumed:
         if overrides:
             raise SettingsError(f"--resume takes every setting from {resumed}; leave out {' '.join(overrides)}")
+        if not (resumed / "config.yaml").exists():
+            raise SettingsError(f"--resume: there is no run in {resumed}; runs lie in the folder of the setting runs")
         return read(resumed / "config.yaml", Simulation), resumed
     settings = load("simulate", Simulation, overrides)
-    kind = settings.data.root.resolve().name if settings.data.kind == "manifest" else settings.data.kind
-    default = f"{kind}-{settings.model.kind}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    default = f"{settings.data.kind}-{settings.model.kind}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     path = settings.runs / (settings.name or default)
     if (path / "config.yaml").exists():
         raise RunFolderError(f"{path} holds a run already; resume it (--resume {path}) or give another name=")
@@ -97,13 +104,12 @@ def _run(settings: Simulation, path: Path, console: Console) -> None:
     """Train every arm, conclude, and write what the run leaves."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    began = time.monotonic()
     with console.status("reading scans"):
         cohorts = load_cohorts(settings)
     settings = resolve(settings, cohorts)
     folder = open_folder(settings, path)
     folder.write("config.yaml", dump(settings))
-    folder.audit.record("run started", settings=path.name, sites=list(cohorts))
+    folder.audit.record("run started", settings=digest(path / "config.yaml"), sites=list(cohorts))
     console.print(f"{settings.model.kind} at {len(cohorts)} sites ({', '.join(cohorts)}), in {path}", highlight=False)
     trained = []
     with LiveProgress(console) as progress:
@@ -112,19 +118,31 @@ def _run(settings: Simulation, path: Path, console: Console) -> None:
             _train(settings, arm, arm_folder, progress)
             trained.append((arm, arm_folder))
     with console.status("scoring and drawing"):
-        metrics, examples = conclude(settings, trained, seconds=time.monotonic() - began)
+        metrics, examples = conclude(settings, trained)
         folder.write("metrics.json", metrics.model_dump_json(indent=1) + "\n")
         write_maps(examples, path / "maps")
-        report = write_report(metrics, examples, dump(settings), path)
+        report = write_report(metrics, examples, dump(_without_paths(settings)), path)
     folder.audit.record("run concluded", chosen_round=metrics.chosen_round)
     _print_results(metrics, console)
     console.print(f"report: {report}", highlight=False)
 
 
+def _without_paths(settings: Simulation) -> Simulation:
+    """Return settings to show to others: where a hospital keeps its scans is nobody's business."""
+    hidden: dict[str, object] = {"root": Path("..."), "cache": None} if settings.data.kind == "manifest" else {}
+    return settings.model_copy(update={"runs": Path("..."), "data": settings.data.model_copy(update=hidden)})
+
+
 def _train(settings: Simulation, arm: Arm, folder: RunFolder, progress: LiveProgress) -> None:
     if arm.kind == "federated" and settings.engine == "flower":
-        progress.arm(arm.name, rounds=settings.rounds, done=0, steps=0)
-        run_on_flower(folder.path, num_sites=len(arm.cohorts), on_output=progress.line)
+        progress.arm(arm.name, rounds=settings.rounds, done=len(folder.history), steps=0)
+
+        def show(_line: str) -> None:
+            folder.reload()
+            for entry in folder.history:
+                progress.round(entry.round, folder.score_of(entry.round - 1))
+
+        run_on_flower(folder.path, num_sites=len(arm.cohorts), on_output=show)
         folder.reload()
     else:
         train_in_process(settings, arm, folder, progress)

@@ -63,7 +63,7 @@ class Mapper:
                 self.card.model, num_diseases=len(self.card.diseases), seed=0, device=device
             )
             load_weights(self._networks, weights)
-        except (ValidationError, RuntimeError) as error:
+        except ValidationError as error:
             raise ModelError(f"the model in {folder} is not of this version's kind; fetch a newer model") from error
 
     def read(self, picture: Path, *, disease: str | None = None) -> Finding:

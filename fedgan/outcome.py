@@ -26,9 +26,7 @@ EXAMPLES_PER_CLASS = 3
 """Pictures of each site and class in the report."""
 
 
-def conclude(
-    settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]], *, seconds: float
-) -> tuple[metrics.Metrics, list[Example]]:
+def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> tuple[metrics.Metrics, list[Example]]:
     """Choose each arm's round on its validation scans, score it on all test scans, and put its model into ``model/``.
 
     Returns:
@@ -48,17 +46,18 @@ def conclude(
         )
     examples = choose_examples(networks, test, smoothing=settings.model.map_smoothing, seed=settings.seed)
     val = pool([cohort.split("val") for cohort in federated.cohorts.values()])
+    chosen, chosen_by = _choose(settings, folder)
     result = metrics.Metrics(
         name=folder.path.name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=describe_machine(settings),
         versions={name: version(name) for name in ("fedgan", "torch", "flwr")},
         seed=settings.seed,
-        seconds=seconds,
+        seconds=sum(entry.seconds for _, arm_folder in trained for entry in arm_folder.history),
         sites={site: _counts(cohort) for site, cohort in federated.cohorts.items()},
         num_parameters=num_parameters(networks),
-        chosen_round=_chosen(settings, folder),
-        chosen_by=_chosen_by(settings),
+        chosen_round=chosen,
+        chosen_by=chosen_by,
         rounds=folder.history,
         arms=tuple(reversed(scored)),
         controls=controls(test, val, bootstrap=bootstrap),
@@ -69,22 +68,23 @@ def conclude(
 
 def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> float | None:
     """Load the chosen round into ``networks`` and ``model/``; return the threshold from the arm's validation scans."""
-    number = _chosen(settings, folder)
+    number, _ = _choose(settings, folder)
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
-    load_weights(networks, folder.kept(number).weights)
+    model = folder.kept(number)
+    load_weights(networks, model.weights)
     threshold = choose_threshold(read(networks, val, smoothing=settings.model.map_smoothing)) if len(val) else None
-    folder.release(number, threshold=threshold)
+    folder.release(model, threshold=threshold)
     return threshold
 
 
-def _chosen(settings: Simulation, folder: RunFolder) -> int:
-    return folder.best_round() if settings.select == "best" else settings.rounds
-
-
-def _chosen_by(settings: Simulation) -> str:
+def _choose(settings: Simulation, folder: RunFolder) -> tuple[int, str]:
+    """Return the round that is the result, and how it was chosen, in words."""
+    best = folder.best_round()
     if settings.select == "last":
-        return "the last round, as the settings ask"
-    return "the best mean over sites of pixel AP on validation patients (image AUROC where none has masks)"
+        return settings.rounds, "the last round, as the settings ask"
+    if best is None:
+        return settings.rounds, "the last round, for want of validation patients"
+    return best, "the best mean over sites of pixel AP on validation patients (image AUROC where none has masks)"
 
 
 def _comparisons(
@@ -130,6 +130,8 @@ def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed:
 def write_maps(examples: Sequence[Example], folder: Path) -> None:
     """Write each example's overlay as ``maps/<site>-<class>-<number>.png``; no name or file of a patient is in it."""
     folder.mkdir(exist_ok=True)
+    for left in folder.glob("*.png"):
+        left.unlink()
     for number, example in enumerate(examples, start=1):
         save_map(folder / f"{example.site}-{example.title}-{number:02d}.png", example.scan, example.disease_map)
 

@@ -27,7 +27,7 @@ class LiveProgress:
         self._steps: TaskID = self._bars.add_task("local steps", total=None, visible=False)
         self._rounds: TaskID = self._bars.add_task("rounds", total=None, visible=False)
         self._losses: dict[str, Mapping[str, float]] = {}
-        self._arm = ""
+        self._arm, self._shown = "", 0
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -44,7 +44,7 @@ class LiveProgress:
 
     def arm(self, name: str, *, rounds: int, done: int, steps: int) -> None:
         """Start the bars of an arm: ``steps`` local steps a round, over all its sites."""
-        self._arm, self._losses = name, {}
+        self._arm, self._losses, self._shown = name, {}, done
         self._bars.reset(self._rounds, total=rounds, completed=done, description=f"{name}: rounds", visible=True)
         self._bars.reset(
             self._steps, total=rounds * steps, completed=done * steps, description="local steps", visible=True
@@ -56,15 +56,14 @@ class LiveProgress:
         self._bars.advance(self._steps)
 
     def round(self, number: int, score: float | None) -> None:
-        """Move the bars by one round; off a terminal, print a line."""
+        """Move the bars by one round, unless it was told before; off a terminal, print a line."""
+        if number <= self._shown:
+            return
+        self._shown = number
         self._bars.update(self._rounds, completed=number)
         scored = "" if score is None else f", validation score of the round before {score:.3f}"
         if not self._console.is_terminal:
             self._console.print(f"{self._arm}: round {number} kept{scored}", highlight=False)
-
-    def line(self, text: str) -> None:
-        """Print a line of somebody else's, above the bars."""
-        self._console.print(text, highlight=False, markup=False)
 
     def _draw(self) -> Group:
         table = Table(box=None, pad_edge=False)

@@ -22,6 +22,9 @@ from fedgan.errors import RunFolderError
 from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate
 from fedgan.results.metrics import Round
 
+SELECTION = ("pixel_ap", "image_auroc")
+"""Figures by which rounds are chosen, the first that sites have."""
+
 HISTORY = TypeAdapter(tuple[Round, ...])
 
 
@@ -31,7 +34,7 @@ def validation_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
     >>> validation_score({"A": {"pixel_ap": 0.5}, "B": {"pixel_ap": 0.7, "image_auroc": 0.9}})
     0.6
     """
-    for name in ("pixel_ap", "image_auroc"):
+    for name in SELECTION:
         values = [site[name] for site in scores.values() if name in site]
         if values:
             return sum(values) / len(values)
@@ -103,7 +106,7 @@ class RunFolder:
         save_round(self._file(model.round), model)
         save_model(self.path / "model", model, self.card)
         self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
-        self._forget({model.round, self.best_round()})
+        self._forget({model.round, self.best_round() or model.round})
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""
@@ -122,18 +125,27 @@ class RunFolder:
         scores = [validation_score(entry.validation) for entry in self.history if entry.round == number]
         return scores[0] if scores else None
 
-    def best_round(self) -> int:
-        """Return the number of the best round on validation so far; without scores, of the last."""
-        numbers = [entry.round for entry in self.history]
-        known = [(score, number) for number in numbers if (score := self.score_of(number)) is not None]
-        return max(known)[1] if known else self._last_number()
+    def best_round(self) -> int | None:
+        """Return the number of the best round on validation so far, or nothing without scores.
 
-    def release(self, number: int, **more: object) -> GlobalModel:
-        """Put round ``number`` into ``model/``, its card completed with ``more``, and return it."""
-        model = self.kept(number)
+        Rounds are compared by one figure and only if the same sites scored them: those that most rounds share.
+        """
+        by_judges: dict[tuple[str, frozenset[str]], list[tuple[float, int]]] = {}
+        for entry in self.history:
+            for figure in SELECTION:
+                judges = frozenset(site for site, scores in entry.validation.items() if figure in scores)
+                if judges:
+                    mean = sum(entry.validation[site][figure] for site in judges) / len(judges)
+                    by_judges.setdefault((figure, judges), []).append((mean, entry.round))
+        comparable = sorted(
+            by_judges.items(), key=lambda group: (SELECTION.index(group[0][0]), -len(group[0][1]), -len(group[1]))
+        )
+        return max(comparable[0][1])[1] if comparable else None
+
+    def release(self, model: GlobalModel, **more: object) -> None:
+        """Put a kept round into ``model/``, its card completed with ``more``."""
         save_model(self.path / "model", model, {**self.card, **more})
-        self.audit.record("model chosen", round=number)
-        return model
+        self.audit.record("model chosen", round=model.round)
 
     def write(self, name: str, content: str) -> None:
         """Write a text file of the run atomically.
@@ -161,10 +173,12 @@ class RunFolder:
         return self.path / "rounds" / f"{number:04d}.safetensors"
 
     def _last_number(self) -> int:
-        return max((int(file.stem) for file in (self.path / "rounds").glob("*.safetensors")), default=0)
+        return max(
+            (int(file.stem) for file in (self.path / "rounds").glob("[0-9][0-9][0-9][0-9].safetensors")), default=0
+        )
 
     def _forget(self, kept: set[int]) -> None:
-        for file in (self.path / "rounds").glob("*.safetensors"):
+        for file in (self.path / "rounds").glob("[0-9][0-9][0-9][0-9].safetensors"):
             if int(file.stem) not in kept:
                 file.unlink()
 

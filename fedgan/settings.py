@@ -26,8 +26,6 @@ class Cohorts(_Frozen):
 
     size: Size
     """Height and width in pixels to which scans are resampled."""
-    intensity: Intensity
-    """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
 
 
 class PhantomData(Cohorts):
@@ -56,6 +54,8 @@ class ManifestData(Cohorts):
     """Rows to take, as in ``matched == 1``; null takes all."""
     sites: tuple[SiteName, ...] | None
     """Sites to take; null takes every site of the manifest."""
+    intensity: Intensity
+    """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
     diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Diseases the model is told apart by. With one name, abnormal scans of unnamed disease count as it."""
     cache: Path | None

@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fedgan.cohort.cohort import Cohort, pool
+from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
-from fedgan.federated.coordinator import Federation, run_rounds, score_last
+from fedgan.errors import CohortError, SettingsError
+from fedgan.federated.aggregation import AGGREGATIONS
+from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
 from fedgan.federated.site import Recipe, Site, weights_of
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16
 from fedgan.gan.method import Method
@@ -87,9 +89,23 @@ def load_cohorts(settings: Simulation) -> dict[str, Cohort]:
 
 
 def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
-    """Return settings that name every site, so that another process or a later resume finds the same ones."""
-    data = settings.data.model_copy(update={"sites": tuple(cohorts)})
-    return Simulation.model_validate(settings.model_dump() | {"data": data.model_dump()})
+    """Return settings that another process, or a resume from another folder, reads as this one does.
+
+    Raises:
+        SettingsError: the quorum is larger than the number of sites that there turn out to be.
+        CohortError: no site has a labelled scan to train on, or to test on.
+    """
+    if settings.quorum > len(cohorts):
+        raise SettingsError(f"quorum: {settings.quorum} are needed and there are {len(cohorts)} site(s); give quorum=1")
+    needed: tuple[Split, ...] = ("train", "test")
+    for split in needed:
+        if not any(bool((cohort.split(split).status != UNLABELLED).any()) for cohort in cohorts.values()):
+            raise CohortError(", ".join(cohorts), [f"no {split} scan is labelled normal or abnormal"])
+    found: dict[str, object] = {"sites": tuple(cohorts)}
+    if isinstance(settings.data, ManifestData):
+        found["root"] = settings.data.root.resolve()
+        found["cache"] = (settings.data.cache or Path(".fedgan-cache")).resolve()
+    return settings.model_copy(update={"data": settings.data.model_copy(update=found)})
 
 
 def arms_of(settings: Simulation, cohorts: Mapping[str, Cohort]) -> list[Arm]:
@@ -117,7 +133,7 @@ def open_folder(settings: Simulation, path: Path) -> RunFolder:
         "model": settings.model.model_dump(mode="json"),
         "diseases": list(settings.data.diseases),
         "size": settings.data.size,
-        "intensity": settings.data.intensity,
+        "intensity": settings.data.intensity if isinstance(settings.data, ManifestData) else "range",
     }
     return RunFolder(path, card)
 
@@ -182,7 +198,8 @@ def train_in_folder(
             watcher.round(model.round, folder.score_of(model.round - 1))
 
     model = folder.latest() or GlobalModel(0, weights_of(networks_for(settings)))
-    model = run_rounds(model, federation, rounds=settings.rounds, local_steps=local_steps, quorum=quorum, keep=keep)
+    plan = Plan(settings.rounds, local_steps, quorum, AGGREGATIONS[settings.aggregation.kind])
+    model = run_rounds(model, federation, plan, keep=keep)
     if folder.score_of(model.round) is None:
         folder.note_validation(model.round, score_last(model, federation))
 

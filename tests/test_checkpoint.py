@@ -60,13 +60,22 @@ def test_a_model_comes_back_with_its_card(tmp_path):
     assert (card["size"], card["round"]) == (64, 3)
 
 
-def test_weights_that_are_not_those_of_the_card_are_refused(tmp_path):
-    save_model(tmp_path, MODEL, {})
-    save_model(tmp_path / "other", GlobalModel(3, {"w": torch.zeros(1)}), {})
-    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+def test_weights_in_a_gpus_memory_order_can_be_kept(tmp_path):
+    kernel = torch.arange(36.0).view(2, 2, 3, 3)
 
-    with pytest.raises(ModelError, match=r"are not those of its model\.json"):
-        load_model(tmp_path)
+    save_round(tmp_path / "0001.safetensors", GlobalModel(1, {"w": kernel.to(memory_format=torch.channels_last)}))
+
+    assert torch.equal(load_round(tmp_path / "0001.safetensors").weights["w"], kernel)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    save_model(tmp_path, MODEL, {})
+
+    with full_disk(), pytest.raises(RunFolderError, match="free space"):
+        save_model(tmp_path, GlobalModel(4, {"w": torch.zeros(1000)}), {})
+
+    assert load_model(tmp_path)[1]["round"] == 3
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "model.json"}
 
 
 def test_a_folder_without_a_model_says_which_folder_to_give(tmp_path):

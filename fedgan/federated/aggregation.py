@@ -1,24 +1,26 @@
 """Check the updates of a round and turn them into the next global model."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 
 from fedgan.errors import UpdateRejected
 from fedgan.records import GlobalModel, SiteUpdate
 
+Aggregate = Callable[[GlobalModel, Sequence[SiteUpdate]], GlobalModel]
+"""From a round's checked updates to the next global model."""
 
-def aggregate(model: GlobalModel, updates: Sequence[SiteUpdate]) -> GlobalModel:
+METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}")
+
+
+def fedavg(model: GlobalModel, updates: Sequence[SiteUpdate]) -> GlobalModel:
     r"""Return :math:`w + \sum_k \frac{n_k}{n} \Delta_k` (McMahan et al. 2017, arXiv:1602.05629, alg. 1).
 
     Every site's :math:`\Delta` counts by its training images. Sums run in float64, sites in order of name, so that the
     order of arrival changes nothing.
-
-    Raises:
-        UpdateRejected: an update is of another round, shape or type, is not finite, or claims no images.
     """
-    for update in updates:
-        check(model, update)
     total = sum(update.num_images for update in updates)
     ordered = sorted(updates, key=lambda update: update.site)
     weights = {}
@@ -30,8 +32,12 @@ def aggregate(model: GlobalModel, updates: Sequence[SiteUpdate]) -> GlobalModel:
     return GlobalModel(round=model.round + 1, weights=weights)
 
 
+AGGREGATIONS: dict[str, Aggregate] = {"fedavg": fedavg}
+"""By the setting's name."""
+
+
 def check(model: GlobalModel, update: SiteUpdate) -> None:
-    """Refuse an update that cannot be averaged into ``model``.
+    """Refuse an update that cannot be averaged into ``model``, or whose metrics are not what was agreed on.
 
     Raises:
         UpdateRejected: as the message says, naming the site.
@@ -50,3 +56,16 @@ def check(model: GlobalModel, update: SiteUpdate) -> None:
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in update.delta.values()):
         raise UpdateRejected(f"site {update.site} sent values that are not finite; the site must look at its training")
+    check_metrics(update)
+
+
+def check_metrics(update: SiteUpdate) -> None:
+    """Refuse metrics that are not finite figures under agreed names, scores of validation within [0, 1].
+
+    Raises:
+        UpdateRejected: as the message says, naming the site but never the metric, whose name may be anything.
+    """
+    for name, value in update.metrics.items():
+        bounded = 0 <= value <= 1 if name.startswith("validation/") else math.isfinite(value)
+        if not (METRIC.fullmatch(name) and bounded):
+            raise UpdateRejected(f"site {update.site} sent a metric that is no bounded figure of an agreed name")

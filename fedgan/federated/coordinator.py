@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from fedgan.errors import QuorumNotMet
-from fedgan.federated.aggregation import aggregate
+from fedgan.errors import QuorumNotMet, UpdateRejected
+from fedgan.federated.aggregation import Aggregate, check, check_metrics
 from fedgan.records import Answer, GlobalModel, RoundTask, SiteFailure, SiteUpdate
 
 log = logging.getLogger(__name__)
@@ -22,21 +23,29 @@ class Federation(Protocol):
         ...
 
 
-def run_rounds(
-    model: GlobalModel, federation: Federation, *, rounds: int, local_steps: int, quorum: int, keep: Keep
-) -> GlobalModel:
-    """Train until ``model.round == rounds``, handing each round's outcome to ``keep``.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run asks of its federation, and what becomes of the answers."""
+
+    rounds: int
+    local_steps: int
+    quorum: int
+    """Updates a round needs."""
+    aggregate: Aggregate
+
+
+def run_rounds(model: GlobalModel, federation: Federation, plan: Plan, *, keep: Keep) -> GlobalModel:
+    """Train until ``model.round == plan.rounds``, handing each round's outcome to ``keep``.
 
     Raises:
-        QuorumNotMet: fewer than ``quorum`` sites trained in a round.
-        UpdateRejected: a site's update cannot be averaged.
+        QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
-    while model.round < rounds:
-        answers = federation.ask(RoundTask(model, local_steps))
+    while model.round < plan.rounds:
+        answers = [_checked(model, answer) for answer in federation.ask(RoundTask(model, plan.local_steps))]
         updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
-        if len(updates) < quorum:
-            raise QuorumNotMet(_explain(model.round + 1, quorum, answers))
-        model = aggregate(model, updates)
+        if len(updates) < plan.quorum:
+            raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
+        model = plan.aggregate(model, updates)
         keep(model, answers)
         log.info("round %d kept: %d of %d sites trained", model.round, len(updates), len(answers))
     return model
@@ -44,7 +53,21 @@ def run_rounds(
 
 def score_last(model: GlobalModel, federation: Federation) -> Sequence[SiteUpdate]:
     """Ask the sites to score ``model`` on their validation patients, without training."""
-    return [answer for answer in federation.ask(RoundTask(model, 0)) if isinstance(answer, SiteUpdate)]
+    updates = [answer for answer in federation.ask(RoundTask(model, 0)) if isinstance(answer, SiteUpdate)]
+    for update in updates:
+        check_metrics(update)
+    return updates
+
+
+def _checked(model: GlobalModel, answer: Answer) -> Answer:
+    """Return ``answer``, or a failure in place of an update that must not count."""
+    if isinstance(answer, SiteUpdate):
+        try:
+            check(model, answer)
+        except UpdateRejected as refusal:
+            log.error("round %d: %s", model.round + 1, refusal)  # noqa: TRY400 - the message says all
+            return SiteFailure(answer.site, model.round, type(refusal).__name__)
+    return answer
 
 
 def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:
@@ -53,5 +76,5 @@ def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:
     reasons = ", ".join(f"{failure.site}: {failure.reason}" for failure in failures) or "no site answered"
     return (
         f"round {number}: {len(answers) - len(failures)} of {len(answers)} sites trained, {quorum} are needed "
-        f"({reasons}); the coordinator must settle this with the sites named, then resume from the last kept round"
+        f"({reasons}); the coordinator must settle this with the sites named, then resume; or start another run"
     )

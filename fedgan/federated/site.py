@@ -9,7 +9,7 @@ import torch
 
 from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import UNLABELLED, Cohort
-from fedgan.errors import FedganError
+from fedgan.errors import CohortError, FedganError, ModelError
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep, players_for, train
 from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate, Weights
@@ -65,6 +65,7 @@ class Site:
         self.recipe = recipe
         self.train_cohort = cohort.split("train")
         self.val_cohort = cohort.split("val")
+        self.num_images = int((self.train_cohort.status != UNLABELLED).sum())
         self.validate = validate
         self.on_step = on_step
 
@@ -86,13 +87,16 @@ class Site:
         metrics = {f"validation/{name}": score for name, score in self.validate(self.networks, self.val_cohort).items()}
         if not task.local_steps:
             return SiteUpdate(self.name, task.model.round, {}, 0, metrics)
+        if not self.num_images:
+            raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
         losses = self._take_steps(task)
+        self.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
         after = weights_of(self.networks)
         return SiteUpdate(
             site=self.name,
             round=task.model.round,
             delta={name: after[name] - before[name] for name in before},
-            num_images=int((self.train_cohort.status != UNLABELLED).sum()),
+            num_images=self.num_images,
             metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
         )
 
@@ -114,10 +118,21 @@ class Site:
 
 def weights_of(networks: Method) -> Weights:
     """Return a copy of the named tensors of ``networks``, on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in networks.state_dict().items()}
+    return {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in networks.state_dict().items()
+    }
 
 
 def load_weights(networks: Method, weights: Weights) -> None:
-    """Put ``weights`` into ``networks``; every name and shape must match."""
-    with torch.no_grad():
+    """Put ``weights`` into ``networks``.
+
+    Raises:
+        ModelError: a name or shape differs.
+    """
+    try:
         networks.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            "the weights do not fit the settings' networks; use them with the settings they had"
+        ) from error

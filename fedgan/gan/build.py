@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from fedgan.errors import SettingsError
 from fedgan.gan.method import Method
 from fedgan.gan.taggan import TagGAN
 from fedgan.settings import Model
@@ -23,7 +24,13 @@ def build_networks(settings: Model, *, num_diseases: int, seed: int, device: tor
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a setting: ``auto`` takes the GPU when there is one."""
+    """Return the device of a setting: ``auto`` takes the GPU when there is one.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device: PyTorch finds no GPU here; give device=cpu or device=auto")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
@@ -31,6 +38,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether ``device`` has bfloat16 arithmetic built in; elsewhere it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch cannot say
+        return False
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 

@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from fedgan.errors import Diverged
 from fedgan.gan.method import Method
 
 NOTABLE = 0.25
@@ -46,7 +47,13 @@ def draw_maps(
     """Draw the map of each scan for the diseases asked of it.
 
     Shapes: ``images`` (N, 1, H, W) in [-1, 1]; ``diseases`` (N, K) in {0, 1}, on the method's device or the CPU.
+
+    Raises:
+        Diverged: the networks draw something that is not a finite number.
     """
+    if not len(images):
+        empty = images[:, 0].cpu()
+        return DiseaseMaps(normal=empty, evidence=empty, scores=empty.mean(dim=(1, 2)))
     device = next(iter(method.generators())).device
     differences = torch.cat(
         [
@@ -54,6 +61,8 @@ def draw_maps(
             for rows in (slice(first, first + batch_size) for first in range(0, len(images), batch_size))
         ]
     )
+    if not bool(torch.isfinite(differences).all()):
+        raise Diverged("the networks draw maps that are not finite numbers; their training has diverged")
     evidence = evidence_of(differences[:, 0], smoothing=smoothing)
     normal = (images.cpu() - differences)[:, 0].clamp(-1, 1)
     return DiseaseMaps(normal=normal, evidence=evidence, scores=evidence.mean(dim=(1, 2)))

@@ -68,7 +68,9 @@ def descend(optimizer: Optimizer, terms: Mapping[str, Tensor]) -> None:
         return
     for name, term in terms.items():
         if not torch.isfinite(term):
-            raise Diverged(f"the loss {name} became {term.item()}; the coordinator must lower the learning rate")
+            raise Diverged(
+                f"the loss {name} became {term.item()}; the coordinator must start a run with a lower learning rate"
+            )
     moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(torch.stack(list(terms.values())).sum(), inputs=moved)

@@ -67,7 +67,7 @@ class Arm(_Frozen):
     steps: int | None
     """Local steps along this model's path; null for a control."""
     threshold: Share | None
-    """Chosen on the validation split of the same arm; null where no validation scan has a mask."""
+    """Of the best Dice on the arm's validation scans, all its sites' pooled; null where none has a mask."""
     overall: Scores
     """All sites' test scans pooled."""
     per_site: dict[str, Scores]
@@ -115,7 +115,7 @@ class Metrics(_Frozen):
     versions: dict[str, str]
     seed: int
     seconds: float
-    """Wall time of the training."""
+    """Wall time of the rounds of all arms, interruptions left out."""
     sites: dict[str, dict[str, int]]
     """Site to number of ``train``, ``val`` and ``test`` scans and ``patients``."""
     num_parameters: dict[str, int]

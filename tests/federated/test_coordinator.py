@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fedgan.errors import QuorumNotMet
-from fedgan.federated.coordinator import run_rounds, score_last
+from fedgan.federated.aggregation import fedavg
+from fedgan.federated.coordinator import Plan, run_rounds, score_last
 from fedgan.records import GlobalModel, SiteFailure, SiteUpdate
 
 UNTRAINED = GlobalModel(0, {"w": torch.zeros(1)})
@@ -27,9 +28,8 @@ class Recording:
 
 def run(sites, *, rounds=2, quorum=1, model=UNTRAINED, kept=None):
     kept = [] if kept is None else kept
-    return run_rounds(
-        model, sites, rounds=rounds, local_steps=5, quorum=quorum, keep=lambda model, answers: kept.append(model)
-    )
+    plan = Plan(rounds=rounds, local_steps=5, quorum=quorum, aggregate=fedavg)
+    return run_rounds(model, sites, plan, keep=lambda model, answers: kept.append(model))
 
 
 def test_rounds_add_up():
@@ -59,6 +59,12 @@ def test_a_finished_run_asks_nobody():
 
 def test_a_round_goes_on_without_a_site_as_long_as_the_quorum_is_met():
     model = run(Recording(A=2.0, B="Diverged"), rounds=1)
+
+    assert model.weights["w"].tolist() == [2.0]
+
+
+def test_an_update_that_cannot_be_averaged_is_left_out_as_a_failure_of_its_site():
+    model = run(Recording(A=2.0, B=float("nan")), rounds=1)
 
     assert model.weights["w"].tolist() == [2.0]
 

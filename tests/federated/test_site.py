@@ -67,4 +67,4 @@ def test_divergence_leaves_the_site_as_a_name_and_stays_in_its_log_in_words(site
         answer = site.answer(RoundTask(untrained(site), local_steps=5))
 
     assert answer == SiteFailure("A", 0, "Diverged")
-    assert "the coordinator must lower the learning rate" in caplog.text
+    assert "the coordinator must start a run with a lower learning rate" in caplog.text

@@ -73,7 +73,9 @@ def test_mixed_precision_trains_weights_that_stay_float32(tiny):
 def test_a_loss_that_is_not_finite_stops_with_the_terms_name():
     weight = torch.nn.Parameter(torch.ones(1))
 
-    with pytest.raises(Diverged, match="the loss cycle became nan; the coordinator must lower the learning rate"):
+    with pytest.raises(
+        Diverged, match="the loss cycle became nan; the coordinator must start a run with a lower learning rate"
+    ):
         descend(torch.optim.SGD([weight], lr=1), {"cycle": weight.sum() * float("nan")})
 
     assert weight.item() == 1
