@@ -115,7 +115,7 @@ def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed:
     return [
         Example(
             site=shown.sites[row],
-            title="abnormal" if shown.status[row] == ABNORMAL else "normal",
+            title=f"scan {row + 1:02d}",
             scan=shown.images[row, 0],
             counterpart=maps.normal[row],
             disease_map=maps.evidence[row],
@@ -128,12 +128,13 @@ def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed:
 
 
 def write_maps(examples: Sequence[Example], folder: Path) -> None:
-    """Write each example's overlay as ``maps/<site>-<class>-<number>.png``; no name or file of a patient is in it."""
+    """Write each example's overlay as ``<site>-<number>-<class>.png``; no name or file of a patient is in it."""
     folder.mkdir(exist_ok=True)
     for left in folder.glob("*.png"):
         left.unlink()
     for number, example in enumerate(examples, start=1):
-        save_map(folder / f"{example.site}-{example.title}-{number:02d}.png", example.scan, example.disease_map)
+        name = f"{example.site}-{number:02d}-{'abnormal' if example.abnormal else 'normal'}.png"
+        save_map(folder / name, example.scan, example.disease_map)
 
 
 def describe_machine(settings: Simulation) -> str:

@@ -54,7 +54,7 @@ def test_a_run_leaves_a_report_its_figures_a_model_its_settings_an_audit_and_map
     assert load_model(run / "model")[1]["round"] == metrics.chosen_round
     assert "rounds: 2" in (run / "config.yaml").read_text()
     assert broken_links(run / "audit.jsonl") == []
-    assert list((run / "maps").glob("A-abnormal-*.png"))
+    assert list((run / "maps").glob("A-*-abnormal.png"))
 
 
 def test_a_comparison_trains_each_site_alone_and_all_together_as_well(simulate, tmp_path):

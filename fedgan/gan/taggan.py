@@ -112,7 +112,7 @@ class TagGAN(nn.Module):
         put_in = ask_for(batch.diseases.new_empty(len(batch.normal), self.num_diseases), rng)
         pasted = paste_pseudo_lesions(batch.normal, brighter=self.brighter, rng=rng)
         abnormal, normal, restored = self.forward_generator(
-            torch.cat([batch.abnormal, batch.normal, pasted]), torch.cat([asked, put_in, torch.ones_like(put_in)])
+            torch.cat([batch.abnormal, batch.normal, pasted]), torch.cat([asked, put_in, put_in])
         ).split([len(batch.abnormal), len(batch.normal), len(pasted)])
         counterpart = batch.abnormal - abnormal
         put_back, lesion = torch.zeros_like(abnormal), torch.zeros_like(normal)
