@@ -1,1 +1,25 @@
 """Weakly supervised disease maps, learned by hospitals together: the core, which knows no server and no client."""
+
+from fedgan.cohort.cohort import Cohort
+from fedgan.errors import FedganError
+from fedgan.federated.aggregation import fedavg
+from fedgan.federated.coordinator import Federation, Plan, run_rounds
+from fedgan.federated.site import Site
+from fedgan.mapping import Finding, Mapper
+from fedgan.records import GlobalModel, RoundTask, SiteFailure, SiteUpdate
+
+__all__ = [
+    "Cohort",
+    "Federation",
+    "FedganError",
+    "Finding",
+    "GlobalModel",
+    "Mapper",
+    "Plan",
+    "RoundTask",
+    "Site",
+    "SiteFailure",
+    "SiteUpdate",
+    "fedavg",
+    "run_rounds",
+]
