@@ -110,7 +110,11 @@ def _run(settings: Simulation, path: Path, console: Console) -> None:
     folder = open_folder(settings, path)
     folder.write("config.yaml", dump(settings))
     folder.audit.record("run started", settings=digest(path / "config.yaml"), sites=list(cohorts))
-    console.print(f"{settings.model.kind} at {len(cohorts)} sites ({', '.join(cohorts)}), in {path}", highlight=False)
+    console.print(
+        f"{settings.model.kind} at {len(cohorts)} sites ({', '.join(cohorts)}), in {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
     trained = []
     with LiveProgress(console) as progress:
         for arm in arms_of(settings, cohorts):
@@ -124,7 +128,7 @@ def _run(settings: Simulation, path: Path, console: Console) -> None:
         report = write_report(metrics, examples, dump(_without_paths(settings)), path)
     folder.audit.record("run concluded", chosen_round=metrics.chosen_round)
     _print_results(metrics, console)
-    console.print(f"report: {report}", highlight=False)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 def _without_paths(settings: Simulation) -> Simulation:

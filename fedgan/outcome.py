@@ -60,7 +60,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         chosen_by=chosen_by,
         rounds=folder.history,
         arms=tuple(reversed(scored)),
-        controls=controls(test, val, bootstrap=bootstrap),
+        controls=controls(test, val, bootstrap=Bootstrap(0, settings.seed)),
         comparisons=tuple(_comparisons([arm for arm, _ in trained], readings, bootstrap)),
     )
     return result, examples
@@ -83,7 +83,7 @@ def _choose(settings: Simulation, folder: RunFolder) -> tuple[int, str]:
     if settings.select == "last":
         return settings.rounds, "the last round, as the settings ask"
     if best is None:
-        return settings.rounds, "the last round, for want of validation patients"
+        return settings.rounds, "the last round, for want of scores on validation patients"
     return best, "the best mean over sites of pixel AP on validation patients (image AUROC where none has masks)"
 
 

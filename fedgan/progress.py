@@ -63,7 +63,7 @@ class LiveProgress:
         self._bars.update(self._rounds, completed=number)
         scored = "" if score is None else f", validation score of the round before {score:.3f}"
         if not self._console.is_terminal:
-            self._console.print(f"{self._arm}: round {number} kept{scored}", highlight=False)
+            self._console.print(f"{self._arm}: round {number} kept{scored}", highlight=False, soft_wrap=True)
 
     def _draw(self) -> Group:
         table = Table(box=None, pad_edge=False)

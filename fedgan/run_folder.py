@@ -126,7 +126,7 @@ class RunFolder:
         return scores[0] if scores else None
 
     def best_round(self) -> int | None:
-        """Return the number of the best round on validation so far, or nothing without scores.
+        """Return the number of the best kept round on validation so far, or nothing without scores.
 
         Rounds are compared by one figure and only if the same sites scored them: those that most rounds share.
         """
@@ -138,9 +138,11 @@ class RunFolder:
                     mean = sum(entry.validation[site][figure] for site in judges) / len(judges)
                     by_judges.setdefault((figure, judges), []).append((mean, entry.round))
         comparable = sorted(
-            by_judges.items(), key=lambda group: (SELECTION.index(group[0][0]), -len(group[0][1]), -len(group[1]))
+            by_judges.items(), key=lambda group: (SELECTION.index(group[0][0]), -len(group[1]), -len(group[0][1]))
         )
-        return max(comparable[0][1])[1] if comparable else None
+        best_first = [number for _, scored in comparable for _, number in sorted(scored, reverse=True)]
+        kept = self._numbers()  # a round that was not the best when it was scored has been forgotten
+        return next((number for number in best_first if number in kept), None)
 
     def release(self, model: GlobalModel, **more: object) -> None:
         """Put a kept round into ``model/``, its card completed with ``more``."""
@@ -172,15 +174,17 @@ class RunFolder:
     def _file(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}.safetensors"
 
+    def _numbers(self) -> set[int]:
+        """Return the numbers of the kept rounds; other files in their folder are nobody's business."""
+        numbers = (int(file.stem) for file in (self.path / "rounds").glob("*.safetensors") if file.stem.isdecimal())
+        return {number for number in numbers if self._file(number).exists()}
+
     def _last_number(self) -> int:
-        return max(
-            (int(file.stem) for file in (self.path / "rounds").glob("[0-9][0-9][0-9][0-9].safetensors")), default=0
-        )
+        return max(self._numbers(), default=0)
 
     def _forget(self, kept: set[int]) -> None:
-        for file in (self.path / "rounds").glob("[0-9][0-9][0-9][0-9].safetensors"):
-            if int(file.stem) not in kept:
-                file.unlink()
+        for number in self._numbers() - kept:
+            self._file(number).unlink()
 
 
 def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

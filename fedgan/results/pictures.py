@@ -60,7 +60,7 @@ def overlay(scan: Tensor, disease_map: Tensor, *, height: int = 512) -> Image.Im
 
 def save_map(path: Path, scan: Tensor, disease_map: Tensor, *, height: int = 512) -> None:
     """Write the overlay as a PNG file that holds pixels and nothing else; see :func:`overlay`."""
-    overlay(scan, disease_map, height=height).save(path, format="PNG", optimize=True)
+    overlay(scan, disease_map, height=height).save(path, format="PNG")
 
 
 def panel(example: Example, *, threshold: float | None) -> Image.Image:

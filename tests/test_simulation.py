@@ -1,0 +1,186 @@
+"""What stands between settings and rounds: what is refused, which arms there are, where a run goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedgan.checkpoint import load_model
+from fedgan.cohort.cohort import UNLABELLED
+from fedgan.config import dump, load, read
+from fedgan.errors import CohortError, SettingsError
+from fedgan.records import GlobalModel, SiteUpdate
+from fedgan.settings import Simulation
+from fedgan.simulation import (
+    Arm,
+    arms_of,
+    bfloat16_in,
+    load_cohorts,
+    networks_for,
+    open_folder,
+    resolve,
+    run_in_folder,
+    train_in_folder,
+)
+
+
+class Recording:
+    """Sites that move by 1 in every round and find a quarter of the disease."""
+
+    def __init__(self, *sites):
+        self.sites = sites
+        self.tasks = []
+
+    def ask(self, task):
+        self.tasks.append(task)
+        delta = {name: torch.ones_like(tensor) for name, tensor in task.model.weights.items()}
+        return [SiteUpdate(site, task.model.round, delta, 1, {"validation/pixel_ap": 0.25}) for site in self.sites]
+
+    @property
+    def asked(self):
+        """Each task's round and local steps."""
+        return [(task.model.round, task.local_steps) for task in self.tasks]
+
+
+@pytest.fixture
+def cohorts(tiny):
+    return load_cohorts(tiny())
+
+
+def only(cohort, *splits):
+    return cohort.take([row for row, split in enumerate(cohort.splits) if split in splits])
+
+
+def unlabelled(cohort):
+    return replace(cohort, status=torch.full_like(cohort.status, UNLABELLED))
+
+
+def of_manifest(root):
+    return load("simulate", Simulation, ["data=lgg", f"data.root={root}"])
+
+
+def test_a_quorum_of_more_sites_than_the_manifest_turns_out_to_have_is_refused(tiny, cohorts):
+    with pytest.raises(SettingsError, match=r"quorum: 2 are needed and there are 1 site"):
+        resolve(tiny(), {"A": cohorts["A"]})
+
+
+@pytest.mark.parametrize(("left", "missing"), [(("val", "test"), "train"), (("train", "val"), "test")])
+def test_a_run_needs_labelled_scans_to_train_on_and_to_test_on(tiny, cohorts, left, missing):
+    without = {name: only(cohort, *left) for name, cohort in cohorts.items()}
+
+    with pytest.raises(CohortError, match=f"site A, B: .*\n  no {missing} scan is labelled"):
+        resolve(tiny(), without)
+    with pytest.raises(CohortError, match="no train scan is labelled"):
+        resolve(tiny(), {name: unlabelled(cohort) for name, cohort in cohorts.items()})
+
+
+def test_a_site_without_labels_is_no_reason_to_refuse_the_others(tiny, cohorts):
+    settings = tiny()
+
+    assert resolve(settings, cohorts | {"B": unlabelled(cohorts["B"])}) == settings
+
+
+def test_resolved_settings_name_the_sites_and_hold_from_any_folder(tmp_path, monkeypatch, cohorts):
+    monkeypatch.chdir(tmp_path)
+
+    resolved = resolve(of_manifest("scans"), cohorts)
+
+    assert resolved.data.sites == ("A", "B")
+    assert (resolved.data.root, resolved.data.cache) == (tmp_path / "scans", tmp_path / ".fedgan-cache")
+    assert resolve(resolved, cohorts) == resolved == read(dump(resolved), Simulation)
+
+
+def test_without_a_comparison_there_is_only_the_federated_arm(tiny, cohorts):
+    assert arms_of(tiny(), cohorts) == [Arm("federated", "federated", cohorts, local_steps=2, quorum=2)]
+
+
+def test_a_comparison_adds_each_site_alone_and_all_pooled_for_as_many_steps_as_one_or_as_all(tiny, cohorts):
+    federated, *others = arms_of(tiny("compare=true"), cohorts)
+
+    assert (federated.kind, federated.quorum) == ("federated", 2)
+    assert [(arm.name, arm.kind, list(arm.cohorts), arm.local_steps, arm.quorum) for arm in others] == [
+        ("local A", "local", ["A"], 2, 1),
+        ("local B", "local", ["B"], 2, 1),
+        ("pooled, steps of one site", "pooled", ["pooled"], 2, 1),
+        ("pooled, steps of all sites", "pooled", ["pooled"], 4, 1),
+    ]
+    assert others[0].cohorts["A"] is cohorts["A"]
+    assert others[2].cohorts["pooled"].patients == cohorts["A"].patients + cohorts["B"].patients
+
+
+def test_each_arm_has_a_folder_of_its_own_below_the_runs(tiny, cohorts):
+    names = [arm.folder_name for arm in arms_of(tiny("compare=true"), cohorts)]
+
+    assert names[:2] == ["federated", "local-A"]
+    assert len(set(names)) == len(names)
+    assert all(Path(name).name == name and " " not in name and "," not in name for name in names)
+
+
+def test_a_models_card_says_how_its_scans_are_prepared(tiny, tmp_path):
+    chosen = {"phantoms": tiny(), "lgg": of_manifest(tmp_path)}
+
+    for name, settings in chosen.items():
+        open_folder(settings, tmp_path / name).release(GlobalModel(1, {"w": torch.zeros(1)}))
+
+    phantoms, lgg = (load_model(tmp_path / name / "model")[1] for name in chosen)
+    assert (phantoms["size"], phantoms["intensity"], phantoms["diseases"]) == (32, "range", ["diffuse", "nodular"])
+    assert (lgg["size"], lgg["intensity"], lgg["diseases"]) == (64, "tissue_median", ["glioma"])
+    assert phantoms["model"] == chosen["phantoms"].model.model_dump(mode="json")
+
+
+def test_the_same_seed_begins_with_the_same_networks(tiny):
+    one, same, other = (networks_for(tiny(f"seed={seed}")).state_dict() for seed in (1, 1, 2))
+
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_arithmetic_is_what_the_settings_ask_for(tiny):
+    assert bfloat16_in(tiny("precision=bfloat16"))
+    assert not bfloat16_in(tiny("precision=float32"))
+
+
+def test_every_round_is_kept_and_the_last_is_scored_without_training(tiny, tmp_path):
+    settings, sites = tiny("rounds=2"), Recording("A", "B")
+    folder = open_folder(settings, tmp_path / "run")
+
+    train_in_folder(settings, folder, sites, local_steps=7, quorum=2)
+
+    assert sites.asked == [(0, 7), (1, 7), (2, 0)]
+    assert [folder.score_of(number) for number in (1, 2)] == [0.25, 0.25]
+
+
+def test_training_goes_on_after_the_last_kept_round(tiny, tmp_path):
+    settings, sites = tiny("rounds=5"), Recording("A")
+    folder = open_folder(settings, tmp_path / "run")
+    folder.keep(GlobalModel(3, {"w": torch.tensor([8.0])}), [])
+
+    train_in_folder(settings, folder, sites, local_steps=7, quorum=1)
+
+    assert sites.asked == [(3, 7), (4, 7), (5, 0)]
+    assert folder.latest().weights["w"].tolist() == [10.0]
+
+
+def test_a_run_that_is_over_asks_its_sites_nothing_more(tiny, tmp_path):
+    settings, sites = tiny("rounds=1"), Recording("A")
+    for federation in (Recording("A"), sites):
+        train_in_folder(settings, open_folder(settings, tmp_path), federation, local_steps=7, quorum=1)
+
+    assert sites.asked == []
+
+
+def test_another_process_trains_the_federated_arm_from_the_runs_folder_alone(tiny, tmp_path):
+    settings, sites = tiny("rounds=1", "quorum=2"), Recording("A", "B")
+    open_folder(settings, tmp_path).write("config.yaml", dump(settings))
+    named = []
+
+    run_in_folder(tmp_path, lambda names: named.extend(names) or sites)
+
+    assert named == ["A", "B"]
+    assert sites.asked == [(0, 2), (1, 0)]
+
+
+def test_a_folder_without_settings_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"config\.yaml"):
+        run_in_folder(tmp_path, Recording)
