@@ -96,8 +96,6 @@ class TagGAN(_Frozen):
     """Scans of each class in one local step."""
     brighter: Annotated[float, Field(ge=0, le=1)]
     """Share of the pasted pseudo-lesions that are brighter than what they cover."""
-    lesion_emphasis: NonNegative
-    """By how much more a pasted pixel counts than others in the restoration term; 0 counts all alike."""
     learning_rate: Positive
     """Of the generators, at the first round; it falls linearly to a tenth at the last."""
     critic_learning_rate: Positive

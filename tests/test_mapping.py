@@ -71,6 +71,15 @@ def test_evidence_below_the_threshold_has_no_area(release, tmp_path):
     assert finding.area_mm2 == 0
 
 
+def test_a_pixel_whose_evidence_is_the_threshold_is_found(release, tmp_path):
+    scan = save_slices(tmp_path / "scan.nii", width_mm=1.0, height_mm=1.0)
+    highest = float(Mapper(release(), device=CPU).read(scan).evidence.max())
+
+    finding = Mapper(release(threshold=highest), device=CPU).read(scan)
+
+    assert finding.area_mm2 == pytest.approx((40 / 32) ** 2)
+
+
 def test_an_area_needs_a_threshold_and_a_pixel_spacing(release, picture, tmp_path):
     scan = save_slices(tmp_path / "scan.nii", width_mm=2.0, height_mm=3.0)
 

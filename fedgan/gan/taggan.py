@@ -86,7 +86,6 @@ class TagGAN(nn.Module):
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
         self.brighter = settings.brighter
-        self.emphasis = settings.lesion_emphasis
         self.ema_decay = settings.ema_decay
         self.num_diseases = num_diseases
         shape = {"num_diseases": num_diseases, "width": settings.width, "patch": settings.patch}
@@ -170,7 +169,7 @@ class TagGAN(nn.Module):
                 "restoration",
                 weights.restoration,
                 scene.pasted_difference,
-                lambda found: losses.restoration(found, scene.pasted - batch.normal, emphasis=self.emphasis),
+                lambda found: losses.restoration(found, scene.pasted - batch.normal),
             ),
         ]
         return {name: weight * term(scans) for name, weight, scans, term in terms if weight and len(scans)}

@@ -55,7 +55,7 @@ def test_restoring_pseudo_lesions_is_learned(tiny):
     players = players_for(networks, learning_rate=2e-3, critic_learning_rate=1e-3, bfloat16=False)
 
     def missed() -> float:
-        return restoration(networks.difference(pasted, torch.ones(32, 1)), pasted - heads, emphasis=0).item()
+        return restoration(networks.difference(pasted, torch.ones(32, 1)), pasted - heads).item()
 
     before = missed()
     train(networks, players, [Batch(heads[:0], heads[:4], torch.ones(0, 1))] * 60, rng=torch.Generator().manual_seed(0))
