@@ -33,10 +33,11 @@ def test_disease_maps_find_the_lesions_of_patients_never_seen(trained):
     assert pixel_ap(read(networks, test, smoothing=1.0)) > 0.45
 
 
-def test_asking_for_another_disease_draws_another_map(trained):
+def test_each_disease_is_found_when_it_alone_is_asked_for(trained):
     networks, test = trained
-    ill = test.take([row for row in range(len(test)) if test.diseases[row].any()])
 
-    own, other = (networks.difference(ill.images, asked)[:, 0] for asked in (ill.diseases, 1 - ill.diseases))
+    for disease in range(2):
+        ill = test.take([row for row in range(len(test)) if test.diseases[row, disease]])
+        found = networks.difference(ill.images, ill.diseases)[:, 0].abs()
 
-    assert (own - other)[ill.masks].abs().mean() > 0.1 * own[ill.masks].abs().mean()
+        assert found[ill.masks].mean() > 3 * found[~ill.masks].mean()

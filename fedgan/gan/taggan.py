@@ -26,12 +26,12 @@ from fedgan.settings import TagGAN as TagGANSettings
 class Scene:
     """What both players look at in one step.
 
-    Shapes: scans and differences (N, 1, H, W), N of each class; ``asked`` and ``remaining`` (N, K) in {0, 1}.
+    Shapes: scans and differences (N, 1, H, W), N of each class; ``asked`` and ``put_in`` (N, K) in {0, 1}.
     """
 
     batch: Batch
     asked: Tensor
-    """Diseases to take out of each abnormal scan."""
+    """Diseases to take out of each abnormal scan: its own, and at times others."""
     put_in: Tensor
     """Diseases to put into each normal scan."""
     abnormal_difference: Tensor
@@ -45,25 +45,9 @@ class Scene:
     """Normal scans with diseases put in by the backward generator."""
 
     @property
-    def remaining(self) -> Tensor:
-        """Return the diseases that the counterpart should still show."""
-        return self.batch.diseases * (1 - self.asked)
-
-    @property
     def counterpart(self) -> Tensor:
-        """Return the abnormal scans without the diseases that were asked for."""
+        """Return the abnormal scans without their diseases."""
         return self.batch.abnormal - self.abnormal_difference
-
-    @property
-    def healed(self) -> Tensor:
-        """Return the counterparts that should be normal: those of which every disease was asked for."""
-        return self.counterpart[self.remaining.sum(dim=1) == 0]
-
-    @property
-    def untouched(self) -> Tensor:
-        """Return the differences that should be empty: of normal scans, and of those asked for another disease."""
-        elsewhere = (self.batch.diseases * self.asked).sum(dim=1) == 0
-        return torch.cat([self.normal_difference, self.abnormal_difference[elsewhere]])
 
 
 def ask_for(diseases: Tensor, rng: torch.Generator) -> Tensor:
@@ -107,7 +91,7 @@ class TagGAN(nn.Module):
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run each generator once, over all scans that it is to see."""
-        asked = ask_for(batch.diseases, rng)
+        asked = torch.maximum(batch.diseases, ask_for(batch.diseases, rng))
         put_in = ask_for(batch.diseases.new_empty(len(batch.normal), self.num_diseases), rng)
         pasted = paste_pseudo_lesions(batch.normal, brighter=self.brighter, rng=rng)
         abnormal, normal, restored = self.forward_generator(
@@ -117,7 +101,7 @@ class TagGAN(nn.Module):
         put_back, lesion = torch.zeros_like(abnormal), torch.zeros_like(normal)
         if self.weights.cycle:
             put_back, lesion = self.backward_generator(
-                torch.cat([counterpart, batch.normal]), torch.cat([asked * batch.diseases, put_in])
+                torch.cat([counterpart, batch.normal]), torch.cat([batch.diseases, put_in])
             ).split([len(counterpart), len(batch.normal)])
         return Scene(
             batch, asked, put_in, abnormal, normal, pasted, restored, counterpart + put_back, batch.normal + lesion
@@ -129,8 +113,7 @@ class TagGAN(nn.Module):
         both = len(abnormal) and len(normal)
         terms = {}
         if self.weights.adversarial and both:
-            if len(scene.healed):
-                terms["normal_discriminator"] = self._tell(self.normal_discriminator, normal, scene.healed, rng)
+            terms["normal_discriminator"] = self._tell(self.normal_discriminator, normal, scene.counterpart, rng)
             if self.weights.cycle:
                 terms["abnormal_discriminator"] = self._tell(self.abnormal_discriminator, abnormal, scene.diseased, rng)
         if self.weights.classifier and both:
@@ -145,15 +128,14 @@ class TagGAN(nn.Module):
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = self.game.discriminator(real_scores, fake_scores)
         if self.game.penalty:
-            pairs = min(len(real), len(fake))
-            loss = loss + self.game.penalty * losses.gradient_penalty(discriminator, real[:pairs], fake[:pairs], rng)
+            loss = loss + self.game.penalty * losses.gradient_penalty(discriminator, real, fake, rng)
         return loss
 
     def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return what the generators descend, weighted; a term without weight or without scans is not computed."""
         weights, batch = self.weights, scene.batch
         terms: list[tuple[str, float, Tensor, Callable[[Tensor], Tensor]]] = [
-            ("adversarial_normal", weights.adversarial, scene.healed, self._convince(self.normal_discriminator)),
+            ("adversarial_normal", weights.adversarial, scene.counterpart, self._convince(self.normal_discriminator)),
             (
                 "adversarial_abnormal",
                 weights.cycle and weights.adversarial,
@@ -162,7 +144,7 @@ class TagGAN(nn.Module):
             ),
             ("cycle_abnormal", weights.cycle, scene.returned, lambda back: losses.cycle(batch.abnormal, back)),
             ("cycle_normal", weights.cycle, scene.diseased, lambda ill: self._cycle_normal(scene, ill)),
-            ("identity", weights.identity, scene.untouched, losses.identity),
+            ("identity", weights.identity, scene.normal_difference, losses.identity),
             ("sparsity", weights.sparsity, scene.abnormal_difference, losses.sparsity),
             ("classifier", weights.classifier, scene.counterpart, lambda healed: self._persuade(scene, healed, rng)),
             (
@@ -182,8 +164,9 @@ class TagGAN(nn.Module):
         return losses.cycle(scene.batch.normal, diseased - self.forward_generator(diseased, scene.put_in))
 
     def _persuade(self, scene: Scene, counterpart: Tensor, rng: torch.Generator) -> Tensor:
-        """Return how much disease the classifier still sees in the counterpart beyond what should remain."""
-        return losses.disease_evidence(self.classifier(jitter(counterpart, rng)), scene.remaining)
+        """Return how much disease the classifier still sees in the counterpart."""
+        none = torch.zeros_like(scene.batch.diseases)
+        return losses.disease_evidence(self.classifier(jitter(counterpart, rng)), none)
 
     @torch.no_grad()
     def follow(self) -> None:
