@@ -72,7 +72,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
     load_weights(networks, model.weights)
-    threshold = choose_threshold(read(networks, val, smoothing=settings.model.map_smoothing)) if len(val) else None
+    threshold = choose_threshold(read(networks, val, smoothing=settings.model.map_smoothing))
     folder.release(model, threshold=threshold)
     return threshold
 

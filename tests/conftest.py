@@ -1,5 +1,9 @@
 """Tiny settings and phantoms, so that the real loop runs in seconds."""
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import pytest
 import torch
 
@@ -46,3 +50,19 @@ def tiny(tiny_overrides):
         return load("simulate", Simulation, [*tiny_overrides, *overrides])
 
     return settings
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Let no file of this process grow beyond a kilobyte for a while, as when the disk has no room."""
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full

@@ -1,6 +1,3 @@
-import resource
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -9,15 +6,6 @@ from fedgan.errors import ModelError, RunFolderError
 from fedgan.records import GlobalModel
 
 MODEL = GlobalModel(3, {"w": torch.tensor([[1.0, 2.0]]), "count": torch.tensor(7)})
-
-
-@contextmanager
-def full_disk():
-    """Let no file of this process grow beyond a kilobyte, as when the disk has no room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_kept_round_comes_back_bit_for_bit(tmp_path):
@@ -41,7 +29,7 @@ def test_a_damaged_round_is_refused(tmp_path):
         load_round(path)
 
 
-def test_a_round_that_cannot_be_kept_leaves_the_one_before(tmp_path):
+def test_a_round_that_cannot_be_kept_leaves_the_one_before(full_disk, tmp_path):
     path = tmp_path / "0003.safetensors"
     save_round(path, MODEL)
 
@@ -68,7 +56,7 @@ def test_weights_in_a_gpus_memory_order_can_be_kept(tmp_path):
     assert torch.equal(load_round(tmp_path / "0001.safetensors").weights["w"], kernel)
 
 
-def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path):
+def test_a_model_that_cannot_be_written_leaves_the_one_before(full_disk, tmp_path):
     save_model(tmp_path, MODEL, {})
 
     with full_disk(), pytest.raises(RunFolderError, match="free space"):

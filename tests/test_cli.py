@@ -1,6 +1,4 @@
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,15 +18,6 @@ def simulate(tiny_overrides):
         return fed_simulate([*tiny_overrides, "name=run", *overrides])
 
     return run
-
-
-@contextmanager
-def full_disk():
-    """Let no file of this process grow beyond a kilobyte, as when the disk has no room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def interrupt_in(monkeypatch, number: int):
@@ -87,7 +76,7 @@ def test_ctrl_c_leaves_the_last_round_usable_and_resuming_ends_where_an_unbroken
     assert all(torch.equal(resumed.weights[name], unbroken.weights[name]) for name in unbroken.weights)
 
 
-def test_a_full_disk_ends_in_one_message_and_the_last_kept_round_stays(simulate, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_in_one_message_and_the_kept_round_stays(full_disk, simulate, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         interrupt_in(patched, number=2)
         simulate()

@@ -158,7 +158,7 @@ def test_each_arm_is_scored_with_its_own_model_and_the_federated_one_draws_the_e
 
 
 def test_examples_of_a_site_and_class_are_of_different_patients(tiny):
-    settings = tiny("data.patients=20", "data.images_per_patient=3")
+    settings = tiny("data.patients=6", "data.images_per_patient=4")
     cohort = load_cohorts(settings)["A"]
 
     examples = choose_examples(networks_for(settings), cohort, smoothing=0, seed=0)
