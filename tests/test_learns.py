@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The default model after 60 local steps at each of two sites, with its test patients."""
-    settings = load("simulate", Simulation, ["data.sites=[A,B]", "rounds=4", "local_steps=15", "quorum=2"])
+    """The default model after 160 local steps at each of two sites, with its test patients."""
+    settings = load("simulate", Simulation, ["data.sites=[A,B]", "rounds=4", "local_steps=40", "quorum=2"])
     cohorts = load_cohorts(settings)
     settings = resolve(settings, cohorts)
     folder = open_folder(settings, tmp_path_factory.mktemp("run"))
@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
 def test_disease_maps_find_the_lesions_of_patients_never_seen(trained):
     networks, test = trained
 
-    assert pixel_ap(read(networks, test, smoothing=1.0)) > 0.45
+    assert pixel_ap(read(networks, test, smoothing=1.0)) > 0.55
 
 
 def test_each_disease_is_found_when_it_alone_is_asked_for(trained):
@@ -40,4 +40,4 @@ def test_each_disease_is_found_when_it_alone_is_asked_for(trained):
         ill = test.take([row for row in range(len(test)) if test.diseases[row, disease]])
         found = networks.difference(ill.images, ill.diseases)[:, 0].abs()
 
-        assert found[ill.masks].mean() > 3 * found[~ill.masks].mean()
+        assert found[ill.masks].mean() > 10 * found[~ill.masks].mean()

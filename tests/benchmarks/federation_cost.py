@@ -68,7 +68,8 @@ def main() -> None:
             ratios.append(whole[0] / bare[0])
             print(
                 f"pair {pair + 1}: fed-simulate {whole[0]:.1f} s, {whole[1]:.0f} MiB; "
-                f"bare loop {bare[0]:.1f} s, {bare[1]:.0f} MiB; ratio {ratios[-1]:.3f}"
+                f"bare loop {bare[0]:.1f} s, {bare[1]:.0f} MiB; ratio {ratios[-1]:.3f}",
+                flush=True,
             )
     print(f"median ratio {sorted(ratios)[len(ratios) // 2]:.3f}")
     return None
