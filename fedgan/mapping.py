@@ -11,7 +11,7 @@ from fedgan.checkpoint import load_model
 from fedgan.cohort.images import prepare, read_scan
 from fedgan.errors import ModelError
 from fedgan.federated.site import load_weights
-from fedgan.gan.build import build_networks
+from fedgan.gan.build import build_networks, drawing_of
 from fedgan.gan.disease_map import DiseaseMaps, draw_maps
 from fedgan.gan.method import Method
 from fedgan.settings import Intensity, Model, Size
@@ -76,7 +76,7 @@ class Mapper:
         asked = self._asked(disease)
         scan = read_scan(picture)
         pixels = torch.from_numpy(prepare(scan.pixels, size=self.card.size, intensity=self.card.intensity))
-        maps = draw_maps(self._networks, pixels[None, None], asked, smoothing=self.card.model.map_smoothing)
+        maps = draw_maps(self._networks, pixels[None, None], asked, drawing=drawing_of(self.card.model))
         return Finding(
             scan=pixels,
             normal=maps.normal[0],

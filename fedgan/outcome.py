@@ -10,7 +10,8 @@ import torch
 
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, pool
 from fedgan.federated.site import load_weights
-from fedgan.gan.build import choose_device, num_parameters
+from fedgan.gan.build import choose_device, drawing_of, num_parameters
+from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
 from fedgan.results import metrics
 from fedgan.results.bootstrap import Bootstrap
@@ -39,12 +40,12 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     scored, readings = [], {}
     for arm, arm_folder in reversed(trained):  # the federated arm last: its weights then draw the examples
         threshold = _release(settings, networks, arm, arm_folder)
-        readings[arm.name] = read(networks, test, smoothing=settings.model.map_smoothing)
+        readings[arm.name] = read(networks, test, drawing=drawing_of(settings.model))
         steps = settings.rounds * arm.local_steps
         scored.append(
             score_arm(arm.name, arm.kind, readings[arm.name], steps=steps, threshold=threshold, bootstrap=bootstrap)
         )
-    examples = choose_examples(networks, test, smoothing=settings.model.map_smoothing, seed=settings.seed)
+    examples = choose_examples(networks, test, drawing=drawing_of(settings.model), seed=settings.seed)
     val = pool([cohort.split("val") for cohort in federated.cohorts.values()])
     chosen, chosen_by = _choose(settings, folder)
     result = metrics.Metrics(
@@ -72,7 +73,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
     load_weights(networks, model.weights)
-    threshold = choose_threshold(read(networks, val, smoothing=settings.model.map_smoothing))
+    threshold = choose_threshold(read(networks, val, drawing=drawing_of(settings.model)))
     folder.release(model, threshold=threshold)
     return threshold
 
@@ -99,7 +100,7 @@ def _comparisons(
     return [comparison for comparison in found if comparison is not None]
 
 
-def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed: int) -> list[Example]:
+def choose_examples(networks: Method, cohort: Cohort, *, drawing: Drawing, seed: int) -> list[Example]:
     """Draw scans at random, of each site and class from different patients where there are enough, with their maps."""
     rng = generator_for(seed, "examples")
     rows: list[int] = []
@@ -111,7 +112,7 @@ def choose_examples(networks: Method, cohort: Cohort, *, smoothing: float, seed:
                     by_patient.setdefault(cohort.patients[row], row)
             rows += list(by_patient.values())[:EXAMPLES_PER_CLASS]
     shown = cohort.take(rows)
-    maps = draw(networks, shown, smoothing=smoothing)
+    maps = draw(networks, shown, drawing=drawing)
     return [
         Example(
             site=shown.sites[row],

@@ -58,16 +58,19 @@ Answer = SiteUpdate | SiteFailure
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Scans of one local step; a site without a class has none of it (N = 0).
+    """Scans of one step; a site without a kind of scan has none of it (N = 0).
 
-    Shapes: ``abnormal`` (N, 1, H, W) and ``normal`` (N, 1, H, W) in [-1, 1];
+    Shapes: ``abnormal``, ``normal`` and ``unlabelled`` (N, 1, H, W) in [-1, 1], each with its own N;
     ``diseases`` (N, K) in {0, 1}, the diseases of each abnormal scan.
     """
 
     abnormal: Tensor
     normal: Tensor
     diseases: Tensor
+    unlabelled: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same scans on ``device``."""
-        return Batch(self.abnormal.to(device), self.normal.to(device), self.diseases.to(device))
+        return Batch(
+            self.abnormal.to(device), self.normal.to(device), self.diseases.to(device), self.unlabelled.to(device)
+        )

@@ -26,6 +26,10 @@ class Cohorts(_Frozen):
 
     size: Size
     """Height and width in pixels to which scans are resampled."""
+    hide_labels: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the training and validation scans that are made unlabelled, drawn from the seed, at each site."""
+    hidden_abnormal: Annotated[float, Field(ge=0, le=1)] | None
+    """Share of abnormal scans among those made unlabelled; null takes them as they come."""
 
 
 class PhantomData(Cohorts):
@@ -79,7 +83,32 @@ class LossWeights(_Frozen):
     """Pseudo-lesions pasted into normal scans must be found exactly."""
 
 
-class TagGAN(_Frozen):
+class Game(_Frozen):
+    """What every method has in common: how its game is trained, and how its differences become maps."""
+
+    batch_size: Count
+    """Scans of each kind (abnormal, normal, unlabelled) in one batch."""
+    critic_steps: Count
+    """Steps of the critics in one local step, each on a batch of its own; the generators then take one."""
+    learning_rate: Positive
+    """Of the generators, at the first round."""
+    critic_learning_rate: Positive
+    """Of the discriminators and the classifier, likewise."""
+    last_rate: Annotated[float, Field(gt=0, le=1)]
+    """Share of both learning rates at the last round; they fall linearly to it over the rounds."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """Of Adam, for both players."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the old value that the generator's moving average keeps at each local step."""
+    map_smoothing: NonNegative
+    """Standard deviation, in pixels at 64 x 64, of the Gaussian that smooths the difference for the map."""
+    map_flip: bool
+    """Average the difference with that of the mirrored scan, mirrored back."""
+    map_tissue: bool
+    """No evidence where most of a pixel's neighbourhood is air."""
+
+
+class TagGAN(Game):
     """TagGAN; see ``fedgan.gan.taggan`` for what is the paper's and what is ours."""
 
     kind: Literal["taggan"]
@@ -92,18 +121,8 @@ class TagGAN(_Frozen):
     adversarial: Literal["lsgan", "hinge", "wgan_gp"]
     """The adversarial game; see ``fedgan.gan.losses``."""
     weights: LossWeights
-    batch_size: Count
-    """Scans of each class in one local step."""
     brighter: Annotated[float, Field(ge=0, le=1)]
     """Share of the pasted pseudo-lesions that are brighter than what they cover."""
-    learning_rate: Positive
-    """Of the generators, at the first round; it falls linearly to a tenth at the last."""
-    critic_learning_rate: Positive
-    """Of the discriminators and the classifier, likewise."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the old value that the generator's moving average keeps at each local step."""
-    map_smoothing: NonNegative
-    """Standard deviation, in pixels at 64 x 64, of the Gaussian that smooths the difference for the map."""
 
 
 class FedAvg(_Frozen):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, pool
+from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, hide_labels, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
@@ -14,12 +14,13 @@ from fedgan.errors import CohortError, SettingsError
 from fedgan.federated.aggregation import AGGREGATIONS
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
 from fedgan.federated.site import Recipe, Site, weights_of
-from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16
+from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.records import Answer, GlobalModel, RoundTask
 from fedgan.results.reading import validate
 from fedgan.run_folder import RunFolder
 from fedgan.settings import ManifestData, PhantomData, Simulation
+from fedgan.streams import generator_for
 
 
 class Watcher(Protocol):
@@ -66,11 +67,26 @@ class InProcess:
 
 
 def load_cohorts(settings: Simulation) -> dict[str, Cohort]:
-    """Return each site's scans: rendered, or read from the manifest.
+    """Return each site's scans: rendered, or read from the manifest; some with their labels hidden, if asked.
 
     Raises:
         CohortError: the manifest or its scans cannot be used.
     """
+    data, cohorts = settings.data, _cohorts(settings)
+    if not data.hide_labels:
+        return cohorts
+    return {
+        site: hide_labels(
+            cohort,
+            share=data.hide_labels,
+            abnormal=data.hidden_abnormal,
+            rng=generator_for(settings.seed, "hidden labels", site),
+        )
+        for site, cohort in cohorts.items()
+    }
+
+
+def _cohorts(settings: Simulation) -> dict[str, Cohort]:
     match settings.data:
         case PhantomData() as data:
             return {
@@ -163,11 +179,14 @@ def build_site(
         seed=settings.seed,
         rounds=settings.rounds,
         batch_size=settings.model.batch_size,
+        critic_steps=settings.model.critic_steps,
         learning_rate=settings.model.learning_rate,
         critic_learning_rate=settings.model.critic_learning_rate,
+        last_rate=settings.model.last_rate,
+        betas=settings.model.betas,
         bfloat16=bfloat16_in(settings),
     )
-    scoring = partial(validate, smoothing=settings.model.map_smoothing)
+    scoring = partial(validate, drawing=drawing_of(settings.model))
     return Site(name, cohort, networks, recipe, validate=scoring, on_step=partial(_tell, watcher, name))
 
 

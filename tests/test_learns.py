@@ -5,6 +5,7 @@ import pytest
 from fedgan.cohort.cohort import pool
 from fedgan.config import load
 from fedgan.federated.site import load_weights
+from fedgan.gan.disease_map import Drawing
 from fedgan.results.evaluation import pixel_ap
 from fedgan.results.reading import read
 from fedgan.settings import Simulation
@@ -30,7 +31,7 @@ def trained(tmp_path_factory):
 def test_disease_maps_find_the_lesions_of_patients_never_seen(trained):
     networks, test = trained
 
-    assert pixel_ap(read(networks, test, smoothing=1.0)) > 0.55
+    assert pixel_ap(read(networks, test, drawing=Drawing(smoothing=1.0))) > 0.55
 
 
 def test_each_disease_is_found_when_it_alone_is_asked_for(trained):

@@ -10,7 +10,7 @@ from fedgan.checkpoint import load_model, save_model
 from fedgan.cohort.images import prepare
 from fedgan.errors import ModelError
 from fedgan.federated.site import weights_of
-from fedgan.gan.disease_map import draw_maps
+from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.mapping import Mapper
 from fedgan.records import GlobalModel
 from fedgan.simulation import networks_for, open_folder
@@ -104,7 +104,10 @@ def test_a_map_shows_the_disease_that_is_asked_for_and_else_all_of_the_models(re
     finding = Mapper(release(), device=CPU).read(picture, disease=disease)
 
     maps = draw_maps(
-        networks_for(tiny()), finding.scan[None, None], torch.tensor([asked], dtype=torch.float32), smoothing=0
+        networks_for(tiny()),
+        finding.scan[None, None],
+        torch.tensor([asked], dtype=torch.float32),
+        drawing=Drawing(smoothing=0),
     )
     assert torch.equal(finding.evidence, maps.evidence[0])
 

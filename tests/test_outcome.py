@@ -10,7 +10,8 @@ from PIL import Image
 from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED
 from fedgan.federated.site import weights_of
-from fedgan.gan.disease_map import draw_maps
+from fedgan.gan.build import drawing_of
+from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.outcome import EXAMPLES_PER_CLASS, choose_examples, conclude, write_maps
 from fedgan.records import GlobalModel
 from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, train_in_process
@@ -151,8 +152,8 @@ def test_each_arm_is_scored_with_its_own_model_and_the_federated_one_draws_the_e
 
     assert [arm.name for arm in metrics.arms] == [arm.name for arm, _ in trained]
     assert len({arm.overall.pixel_ap.value for arm in metrics.arms}) == len(trained)
-    smoothing = settings.model.map_smoothing
-    drawn = draw_maps(networks["federated"], examples[0].scan[None, None], torch.ones(1, 2), smoothing=smoothing)
+    drawing = drawing_of(settings.model)
+    drawn = draw_maps(networks["federated"], examples[0].scan[None, None], torch.ones(1, 2), drawing=drawing)
     assert torch.allclose(examples[0].disease_map, drawn.evidence[0], atol=1e-5)
     assert metrics.chosen_by == "the last round, for want of scores on validation patients"
 
@@ -161,7 +162,7 @@ def test_examples_of_a_site_and_class_are_of_different_patients(tiny):
     settings = tiny("data.patients=6", "data.images_per_patient=4")
     cohort = load_cohorts(settings)["A"]
 
-    examples = choose_examples(networks_for(settings), cohort, smoothing=0, seed=0)
+    examples = choose_examples(networks_for(settings), cohort, drawing=Drawing(smoothing=0), seed=0)
 
     for abnormal in (True, False):
         patients = [patient_of(example, cohort) for example in examples if example.abnormal is abnormal]
@@ -172,7 +173,7 @@ def test_examples_show_each_scan_as_its_label_says(tiny):
     settings = tiny()
     cohort = load_cohorts(settings)["B"]
 
-    examples = choose_examples(networks_for(settings), cohort, smoothing=0, seed=0)
+    examples = choose_examples(networks_for(settings), cohort, drawing=Drawing(smoothing=0), seed=0)
 
     status = dict(zip(cohort.patients, cohort.status.tolist(), strict=True))
     assert all(example.site == "B" for example in examples)
@@ -185,7 +186,10 @@ def test_the_seed_chooses_the_examples(tiny):
     cohort, networks = load_cohorts(settings)["A"], networks_for(settings)
 
     one, same, other = (
-        [patient_of(example, cohort) for example in choose_examples(networks, cohort, smoothing=0, seed=seed)]
+        [
+            patient_of(example, cohort)
+            for example in choose_examples(networks, cohort, drawing=Drawing(smoothing=0), seed=seed)
+        ]
         for seed in (0, 0, 1)
     )
 
@@ -197,7 +201,7 @@ def test_map_files_carry_no_patients_name_and_replace_those_of_a_run_before(tiny
     settings = tiny()
     cohort = load_cohorts(settings)["A"]
     cohort = replace(cohort, patients=tuple(f"Jane-Doe-{row}" for row in range(len(cohort))))
-    examples = choose_examples(networks_for(settings), cohort, smoothing=0, seed=0)
+    examples = choose_examples(networks_for(settings), cohort, drawing=Drawing(smoothing=0), seed=0)
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "A-99-normal.png").touch()
 

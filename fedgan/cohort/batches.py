@@ -1,4 +1,4 @@
-"""Batches of abnormal and normal scans, drawn patient by patient from a seeded stream."""
+"""Batches of abnormal, normal and unlabelled scans, drawn patient by patient from a seeded stream."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -6,31 +6,33 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.records import Batch
 
 
 def draw_batches(cohort: Cohort, *, batch_size: int, rng: torch.Generator, flip: bool) -> Iterator[Batch]:
-    """Yield batches without end, of ``batch_size`` scans of each class, or of none where the cohort has none.
+    """Yield batches without end, of ``batch_size`` scans of each kind, or of none where the cohort has none.
 
     Neighbouring slices are near copies, so it is patients who are drawn: all in a new random order, again and again,
-    each with one scan of the class at random. With ``flip``, every other scan is mirrored left to right, at random.
-    Unlabelled scans are never drawn.
+    each with one scan of the kind at random. With ``flip``, every other scan is mirrored left to right, at random.
     """
     abnormal = _deal(_by_patient(cohort, ABNORMAL), rng)
     normal = _deal(_by_patient(cohort, NORMAL), rng)
+    unlabelled = _deal(_by_patient(cohort, UNLABELLED), rng)
     while True:
-        rows = torch.tensor(list(islice(abnormal, batch_size)), dtype=torch.long)
-        normal_rows = torch.tensor(list(islice(normal, batch_size)), dtype=torch.long)
+        rows, normal_rows, unlabelled_rows = (
+            torch.tensor(list(islice(kind, batch_size)), dtype=torch.long) for kind in (abnormal, normal, unlabelled)
+        )
         yield Batch(
             abnormal=_gather(cohort.images, rows, rng if flip else None),
             normal=_gather(cohort.images, normal_rows, rng if flip else None),
             diseases=cohort.diseases[rows],
+            unlabelled=_gather(cohort.images, unlabelled_rows, rng if flip else None),
         )
 
 
 def _by_patient(cohort: Cohort, status: int) -> list[list[int]]:
-    """Return each patient's rows of one class; equal names at two sites are two patients."""
+    """Return each patient's rows of one status; equal names at two sites are two patients."""
     rows: dict[tuple[str, str], list[int]] = {}
     for row, of_row in enumerate(cohort.status.tolist()):
         if of_row == status:

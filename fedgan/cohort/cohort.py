@@ -62,6 +62,38 @@ class Cohort:
         return self.take([row for row, split in enumerate(self.splits) if split == name])
 
 
+def hide_labels(cohort: Cohort, *, share: float, abnormal: float | None, rng: torch.Generator) -> Cohort:
+    """Return the cohort with the labels of some labelled training and validation scans hidden, of each split alike.
+
+    Args:
+        cohort: the scans of one site.
+        share: of each split's labelled scans that become unlabelled.
+        abnormal: share of abnormal scans among them; None takes them as they come. Where a class has too few scans
+            for it, fewer are hidden and this share is kept.
+        rng: the random stream.
+    """
+    status = cohort.status.clone()
+    for split in ("train", "val"):
+        of_split = torch.tensor([name == split for name in cohort.splits], dtype=torch.bool)
+        ill, well = (
+            rows[torch.randperm(len(rows), generator=rng)]
+            for rows in ((of_split & (cohort.status == kind)).nonzero()[:, 0] for kind in (ABNORMAL, NORMAL))
+        )
+        ill_share = len(ill) / max(1, len(ill) + len(well)) if abnormal is None else abnormal
+        count = share * (len(ill) + len(well))
+        for rows, of_count in ((ill, ill_share), (well, 1 - ill_share)):
+            count = min(count, len(rows) / of_count) if of_count else count
+        status[ill[: round(count * ill_share)]] = UNLABELLED
+        status[well[: round(count * (1 - ill_share))]] = UNLABELLED
+    hidden = status == UNLABELLED
+    return replace(
+        cohort,
+        status=status,
+        diseases=cohort.diseases.masked_fill(hidden[:, None], 0),
+        has_mask=cohort.has_mask & ~hidden,
+    )
+
+
 def pool(cohorts: Sequence[Cohort]) -> Cohort:
     """Return all scans of ``cohorts`` as one, in order; what no federation can do, for comparison only."""
     return Cohort(

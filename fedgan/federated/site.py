@@ -29,18 +29,17 @@ class Recipe:
     rounds: int
     """Rounds of the whole run, over which the learning rates fall."""
     batch_size: int
+    critic_steps: int
     learning_rate: float
     critic_learning_rate: float
+    last_rate: float
+    """Share of the learning rates in the last round."""
+    betas: tuple[float, float]
     bfloat16: bool
 
     def rate_in(self, number: int) -> float:
-        """Return the share of the learning rates in round ``number`` (from 0): 1 at first, a tenth at last.
-
-        >>> recipe = Recipe(seed=0, rounds=10, batch_size=1, learning_rate=1, critic_learning_rate=1, bfloat16=False)
-        >>> recipe.rate_in(0), round(recipe.rate_in(9), 6)
-        (1.0, 0.1)
-        """
-        return 1 - 0.9 * min(1.0, number / max(1, self.rounds - 1))
+        """Return the share of the learning rates in round ``number`` (from 0): 1 at first, ``last_rate`` at last."""
+        return 1 - (1 - self.last_rate) * min(1.0, number / max(1, self.rounds - 1))
 
 
 class Site:
@@ -110,10 +109,11 @@ class Site:
             learning_rate=rate * recipe.learning_rate,
             critic_learning_rate=rate * recipe.critic_learning_rate,
             bfloat16=recipe.bfloat16,
+            betas=recipe.betas,
         )
         batches = draw_batches(self.train_cohort, batch_size=recipe.batch_size, rng=rng, flip=True)
-        steps = (batch.to(device) for batch in islice(batches, task.local_steps))
-        return train(self.networks, players, steps, rng=rng, on_step=self.on_step)
+        seen = (batch.to(device) for batch in islice(batches, task.local_steps * recipe.critic_steps))
+        return train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
 
 
 def weights_of(networks: Method) -> Weights:

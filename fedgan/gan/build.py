@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fedgan.errors import SettingsError
+from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
 from fedgan.gan.taggan import TagGAN
 from fedgan.settings import Model
@@ -21,6 +22,11 @@ def build_networks(settings: Model, *, num_diseases: int, seed: int, device: tor
     if device.type == "cuda":
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs, not in the stubs
     return networks
+
+
+def drawing_of(settings: Model) -> Drawing:
+    """Return how the settings' method draws its maps."""
+    return Drawing(smoothing=settings.map_smoothing, flip=settings.map_flip, tissue=settings.map_tissue)
 
 
 def choose_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ class Method(Protocol):
         ...
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run the generators once, for both players to look at."""
+        """Run the generators for what both players look at."""
         ...
 
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:

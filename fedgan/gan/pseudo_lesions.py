@@ -14,6 +14,14 @@ BACKGROUND = -0.85
 """Pixels darker than this, in [-1, 1], are taken for air."""
 
 
+def tissue_of(scans: Tensor) -> Tensor:
+    """Return 1 where most of a pixel's neighbourhood (5 x 5) is brighter than air, else 0.
+
+    Shapes: ``scans`` (N, 1, H, W) in [-1, 1]; result (N, 1, H, W) in {0, 1}.
+    """
+    return (avg_pool2d((scans > BACKGROUND).float(), 5, 1, 2) > 0.6).float()
+
+
 def _smooth_noise(count: int, size: int, cells: int, rng: torch.Generator) -> Tensor:
     """Return fields of mean 0 and standard deviation about 1 that vary over ``size / cells`` pixels: (N, 1, H, W)."""
     coarse = torch.randn(count, 1, cells, cells, generator=rng)
@@ -55,7 +63,7 @@ def paste_pseudo_lesions(normal: Tensor, *, brighter: float, rng: torch.Generato
         return normal
     scans = normal.cpu()
     count, size = len(scans), scans.shape[-1]
-    tissue = (avg_pool2d((scans > BACKGROUND).float(), 5, 1, 2) > 0.6).float()
+    tissue = tissue_of(scans)
     pasted = scans
     for share_of_scans in (1.0, 0.3):
         sign = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < brighter, 1.0, -1.0)

@@ -1,7 +1,7 @@
 """One local step of an adversarial game, and a run of them; it knows no site, no file and no federation."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -28,24 +28,41 @@ class Players:
     """Entered around every forward pass: mixed precision, or nothing."""
 
 
-def players_for(method: Method, *, learning_rate: float, critic_learning_rate: float, bfloat16: bool) -> Players:
-    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides, with the betas usual for GANs."""
+def players_for(
+    method: Method,
+    *,
+    learning_rate: float,
+    critic_learning_rate: float,
+    bfloat16: bool,
+    betas: tuple[float, float] = (0.5, 0.99),
+) -> Players:
+    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides."""
     device = next(iter(method.generators())).device.type
     return Players(
-        critics=Adam(method.critics(), critic_learning_rate, betas=(0.5, 0.99)),
-        generators=Adam(method.generators(), learning_rate, betas=(0.5, 0.99)),
+        critics=Adam(method.critics(), critic_learning_rate, betas=betas),
+        generators=Adam(method.generators(), learning_rate, betas=betas),
         arithmetic=partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16),
     )
 
 
-def gan_step(method: Method, players: Players, batch: Batch, rng: torch.Generator) -> Mapping[str, float]:
-    """Take one step of the critics, then one of the generators, and return each term's value.
+def gan_step(method: Method, players: Players, batches: Sequence[Batch], rng: torch.Generator) -> Mapping[str, float]:
+    """Take a step of the critics on each of ``batches``, then one of the generators on the last.
+
+    Returns each term's value, of the critics on the last batch.
 
     Raises:
         Diverged: a loss is not a finite number.
     """
+    *earlier, last = batches
+    for batch in earlier:
+        with torch.no_grad(), players.arithmetic():
+            scene = method.imagine(batch, rng)
+        with players.arithmetic():
+            critic_terms = method.critic_terms(scene, rng)
+        descend(players.critics, critic_terms)
+
     with players.arithmetic():
-        scene = method.imagine(batch, rng)
+        scene = method.imagine(last, rng)
         critic_terms = method.critic_terms(scene, rng)
     descend(players.critics, critic_terms)
 
@@ -83,17 +100,18 @@ def train(
     batches: Iterable[Batch],
     *,
     rng: torch.Generator,
+    critic_steps: int = 1,
     on_step: OnStep = lambda step, losses: None,
 ) -> Mapping[str, float]:
-    """Take one local step on each of ``batches`` and return each loss's mean over the steps.
+    """Take one local step on every ``critic_steps`` of ``batches`` and return each loss's mean over the steps.
 
     Raises:
         Diverged: a loss is not a finite number.
     """
     totals: dict[str, float] = defaultdict(float)
     step = 0
-    for step, batch in enumerate(batches, start=1):
-        losses = gan_step(method, players, batch, rng)
+    for step, seen in enumerate(zip(*[iter(batches)] * critic_steps, strict=True), start=1):
+        losses = gan_step(method, players, seen, rng)
         for name, loss in losses.items():
             totals[name] += loss
         on_step(step, losses)

@@ -34,6 +34,7 @@ def bare_loop(overrides: list[str]) -> None:
             learning_rate=settings.model.learning_rate,
             critic_learning_rate=settings.model.critic_learning_rate,
             bfloat16=bfloat16_in(settings),
+            betas=settings.model.betas,
         )
         batches = draw_batches(cohort.split("train"), batch_size=settings.model.batch_size, rng=rng, flip=True)
         train(networks, players, islice(batches, settings.rounds * settings.local_steps), rng=rng)

@@ -101,10 +101,11 @@ def test_a_class_that_the_site_lacks_is_an_empty_tensor():
     assert rows(batch.abnormal) == [0, 0, 0, 0]
 
 
-def test_a_site_with_unlabelled_scans_only_draws_empty_batches():
+def test_a_site_with_unlabelled_scans_only_draws_nothing_else():
     (batch,) = draw(cohort([("b", UNLABELLED)]), batches=1, flip=True)
 
     assert batch.abnormal.shape == batch.normal.shape == (0, 1, 4, 4)
+    assert rows(batch.unlabelled) == [0, 0, 0, 0]
     assert batch.diseases.shape == (0, 2)
 
 

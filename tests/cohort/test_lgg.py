@@ -42,6 +42,8 @@ def settings(pack: Path, cache: Path, *, where: str | None = "matched == 1") -> 
         sites=None,
         diseases=("glioma",),
         size=64,
+        hide_labels=0,
+        hidden_abnormal=None,
         intensity="tissue_median",
         cache=cache,
     )

@@ -44,6 +44,8 @@ def settings(site: Path, *lines: str, header: str = HEADER, **changes: object) -
     (site / "manifest.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
     values = {
         "kind": "manifest",
+        "hide_labels": 0,
+        "hidden_abnormal": None,
         "root": site,
         "manifest": "manifest.csv",
         "where": None,

@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgan.gan.disease_map import evidence_of
+from fedgan.gan.build import build_networks
+from fedgan.gan.disease_map import Drawing, draw_maps, evidence_of
 
 
 def test_no_difference_is_no_evidence():
@@ -36,3 +37,34 @@ def test_evidence_lies_in_0_to_1_and_keeps_the_order_of_sizes(first, second):
 
     assert all(0 <= value <= 1 for value in evidence)
     assert (abs(first) <= abs(second)) <= (evidence[0] <= evidence[1])
+
+
+def networks_and_scans(settings):
+    networks = build_networks(settings.model, num_diseases=2, seed=0, device=torch.device("cpu"))
+    return networks, torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_flip_averaging_draws_the_mirrored_map_of_a_mirrored_scan(tiny):
+    networks, scans = networks_and_scans(tiny())
+    drawing = Drawing(smoothing=0, flip=True)
+
+    maps, of_mirrored = (draw_maps(networks, x, torch.ones(3, 2), drawing=drawing) for x in (scans, scans.flip(-1)))
+    plain = draw_maps(networks, scans, torch.ones(3, 2), drawing=Drawing(smoothing=0))
+
+    assert torch.allclose(maps.evidence, of_mirrored.evidence.flip(-1), atol=1e-6)
+    assert not torch.allclose(maps.evidence, plain.evidence, atol=1e-3)
+
+
+def test_tissue_masking_leaves_no_evidence_in_air_and_all_of_it_in_tissue(tiny):
+    networks, scans = networks_and_scans(tiny())
+    scans = scans.abs()
+    scans[..., :16] = -1
+
+    masked, plain = (
+        draw_maps(networks, scans, torch.ones(3, 2), drawing=Drawing(smoothing=0, tissue=tissue)).evidence
+        for tissue in (True, False)
+    )
+
+    assert masked[..., :14].max() == 0 < plain[..., :14].max()
+    inside = (slice(None), slice(4, 28), slice(18, 28))
+    assert torch.equal(masked[inside], plain[inside])

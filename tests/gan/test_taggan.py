@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgan.gan.build import build_networks
-from fedgan.gan.disease_map import draw_maps
+from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.gan.taggan import ask_for
 from fedgan.gan.training import gan_step, players_for
 from fedgan.records import Batch
@@ -19,12 +19,12 @@ def networks_of(settings):
 def batch_of(abnormal: int, normal: int, seed: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     scans = torch.rand(abnormal + normal, 1, 32, 32, generator=rng) * 2 - 1
-    return Batch(scans[:abnormal], scans[abnormal:], torch.eye(2)[torch.arange(abnormal) % 2])
+    return Batch(scans[:abnormal], scans[abnormal:], torch.eye(2)[torch.arange(abnormal) % 2], scans[:0])
 
 
 def step(networks, batch, seed=0):
     players = players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=False)
-    return gan_step(networks, players, batch, torch.Generator().manual_seed(seed))
+    return gan_step(networks, players, [batch], torch.Generator().manual_seed(seed))
 
 
 def test_the_difference_has_the_size_of_the_scan_and_lies_in_minus_1_to_1(tiny):
@@ -45,8 +45,8 @@ def test_changing_the_label_changes_the_map(tiny):
 def test_a_scans_map_does_not_depend_on_the_scans_beside_it(tiny):
     networks, scans = networks_of(tiny()), batch_of(5, 0).abnormal
 
-    together = draw_maps(networks, scans, torch.ones(5, 2), smoothing=1.0).evidence
-    alone = draw_maps(networks, scans[2:3], torch.ones(1, 2), smoothing=1.0).evidence
+    together = draw_maps(networks, scans, torch.ones(5, 2), drawing=Drawing(smoothing=1.0)).evidence
+    alone = draw_maps(networks, scans[2:3], torch.ones(1, 2), drawing=Drawing(smoothing=1.0)).evidence
 
     assert torch.allclose(together[2:3], alone, atol=1e-6)
 

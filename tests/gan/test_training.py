@@ -18,7 +18,7 @@ def scans(count: int, seed: int) -> torch.Tensor:
 
 
 def batches(steps: int, device: torch.device = CPU) -> list[Batch]:
-    return [Batch(scans(2, n), scans(2, 100 + n), torch.eye(2)).to(device) for n in range(steps)]
+    return [Batch(scans(2, n), scans(2, 100 + n), torch.eye(2), scans(0, 0)).to(device) for n in range(steps)]
 
 
 def trained(settings, *, steps=3, bfloat16=False, device=CPU):
@@ -58,7 +58,12 @@ def test_restoring_pseudo_lesions_is_learned(tiny):
         return restoration(networks.difference(pasted, torch.ones(32, 1)), pasted - heads).item()
 
     before = missed()
-    train(networks, players, [Batch(heads[:0], heads[:4], torch.ones(0, 1))] * 60, rng=torch.Generator().manual_seed(0))
+    train(
+        networks,
+        players,
+        [Batch(heads[:0], heads[:4], torch.ones(0, 1), heads[:0])] * 60,
+        rng=torch.Generator().manual_seed(0),
+    )
 
     assert missed() < 0.85 * before
 
@@ -89,3 +94,14 @@ def test_a_gpu_trains_in_mixed_precision_and_channels_last(tiny):
 
     assert {tensor.device.type for tensor in networks.state_dict().values()} == {"cuda"}
     assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def test_with_two_critic_steps_the_critics_move_twice_as_often_as_the_generators(tiny):
+    networks = build_networks(tiny().model, num_diseases=2, seed=0, device=CPU)
+    players = players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=False)
+
+    train(networks, players, batches(6), rng=torch.Generator().manual_seed(0), critic_steps=2)
+
+    (critic, *_), (generator, *_) = networks.classifier.parameters(), networks.forward_generator.parameters()
+    assert players.critics.state[critic]["step"] == 6
+    assert players.generators.state[generator]["step"] == 3
