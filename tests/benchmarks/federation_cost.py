@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -40,16 +41,36 @@ def bare_loop(overrides: list[str]) -> None:
         train(networks, players, islice(batches, settings.rounds * settings.local_steps), rng=rng)
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Return wall seconds and peak memory in MiB of one process."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one process took."""
+
+    wall_s: float
+    processor_s: float
+    """Of all threads; what other programs on the machine take does not count."""
+    peak_mib: float
+
+    def __str__(self) -> str:
+        """Say all three."""
+        return f"{self.wall_s:.1f} s, {self.processor_s:.1f} s of processor time, {self.peak_mib:.0f} MiB"
+
+
+def cost_of(command: list[str]) -> Cost:
+    """Run one process to its end.
+
+    Raises:
+        SystemExit: the process failed, so that its time means nothing.
+    """
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, _, usage = os.wait4(process.pid, 0)
-    return time.monotonic() - began, usage.ru_maxrss / 1024
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed")
+    return Cost(time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
-    """Print wall time and memory of both, their ratio in each pair, and the median ratio."""
+    """Print what both take and their ratio in each pair, and the median ratio of wall times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of lgg-flair-128; four phantom sites otherwise")
     parser.add_argument("--rounds", type=int, default=4)
@@ -64,14 +85,12 @@ def main() -> None:
         overrides = [*data, f"rounds={arguments.rounds}", f"local_steps={arguments.local_steps}", f"runs={runs}"]
         ratios = []
         for pair in range(arguments.pairs):
-            whole = measured([sys.executable, "-m", "fedgan.cli", *overrides, f"name=pair-{pair}"])
-            bare = measured([sys.executable, __file__, "--bare", *overrides])
-            ratios.append(whole[0] / bare[0])
-            print(
-                f"pair {pair + 1}: fed-simulate {whole[0]:.1f} s, {whole[1]:.0f} MiB; "
-                f"bare loop {bare[0]:.1f} s, {bare[1]:.0f} MiB; ratio {ratios[-1]:.3f}",
-                flush=True,
-            )
+            whole = cost_of([sys.executable, "-m", "fedgan.cli", *overrides, f"name=pair-{pair}"])
+            bare = cost_of([sys.executable, __file__, "--bare", *overrides])
+            ratios.append(whole.wall_s / bare.wall_s)
+            in_processor = whole.processor_s / bare.processor_s
+            print(f"pair {pair + 1}: fed-simulate {whole}; bare loop {bare}", flush=True)
+            print(f"  ratio {ratios[-1]:.3f} of wall time, {in_processor:.3f} of processor time", flush=True)
     print(f"median ratio {sorted(ratios)[len(ratios) // 2]:.3f}")
     return None
 
