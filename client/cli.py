@@ -67,9 +67,22 @@ def _map(arguments: argparse.Namespace) -> int:
             continue
         panel(_example(arguments.site, finding), threshold=mapper.card.threshold).save(drawn)
         area = "" if finding.area_mm2 is None else f", {finding.area_mm2:.0f} mm2 above the threshold"
-        print(f"{drawn}: evidence {finding.score:.3f} on average, {float(finding.evidence.max()):.3f} at most{area}")
+        print(
+            f"{drawn}: evidence {finding.score:.3f} on average{_place(finding)}, "
+            f"{float(finding.evidence.max()):.3f} at most{area}"
+        )
+    if mapper.card.normal_scores is None:
+        print(f"No place among normal scans: {mapper.card.no_normal_scores}.")
     print("For research. Not for diagnosis.")
     return code
+
+
+def _place(finding: Finding) -> str:
+    """Return where the score lies among those of normal scans, in words, if that is known."""
+    if finding.place is None:
+        return ""
+    share = {0.0: "none", 1.0: "all"}.get(finding.place, f"about {100 * finding.place:.0f} %")
+    return f" (higher than {share} of the normal validation scans)"
 
 
 def _stem(image: Path) -> str:

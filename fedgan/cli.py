@@ -17,7 +17,7 @@ from fedgan.checkpoint import digest
 from fedgan.config import describe, dump, experiments, load, read
 from fedgan.errors import FedganError, RunFolderError, SettingsError
 from fedgan.flower import run_on_flower
-from fedgan.outcome import conclude, write_maps
+from fedgan.outcome import conclude, how_it_ended, write_maps
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
 from fedgan.results.report import write_report
@@ -150,6 +150,8 @@ def _train(settings: Simulation, arm: Arm, folder: RunFolder, progress: LiveProg
         folder.reload()
     else:
         train_in_process(settings, arm, folder, progress)
+    if folder.history[-1].round < settings.rounds:
+        progress.stopped(how_it_ended(settings, folder))
 
 
 def _print_results(metrics: Metrics, console: Console) -> None:

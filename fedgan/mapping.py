@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from fedgan.checkpoint import load_model
@@ -14,7 +15,18 @@ from fedgan.federated.site import load_weights
 from fedgan.gan.build import build_networks, drawing_of
 from fedgan.gan.disease_map import DiseaseMaps, draw_maps
 from fedgan.gan.method import Method
+from fedgan.results.calibration import place_among
+from fedgan.results.metrics import Share
 from fedgan.settings import Intensity, Model, Size
+
+
+def _ascending(table: tuple[float, ...]) -> tuple[float, ...]:
+    if list(table) != sorted(table):
+        raise ValueError("quantiles must not fall")
+    return table
+
+
+Quantiles = Annotated[tuple[Share, ...], Field(min_length=2), AfterValidator(_ascending)]
 
 
 class ModelCard(BaseModel):
@@ -28,7 +40,11 @@ class ModelCard(BaseModel):
     intensity: Intensity
     round: int
     threshold: float | None = None
-    """Where the map's evidence counts as found; chosen on validation patients, null where none had a mask."""
+    """Where the map's evidence counts as found; chosen on validation patients, null where that could not be."""
+    normal_scores: Quantiles | None = None
+    """Quantiles of the scores of normal validation scans, lowest first; null where there were too few scans."""
+    no_normal_scores: str | None = "the model came without any"
+    """Why there are none, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +59,9 @@ class Finding:
     evidence: Tensor
     score: float
     """Mean evidence, in [0, 1]."""
+    place: float | None
+    """Share of normal validation scans that score lower, in [0, 1]; null where the model knows too few of them, or
+    where the map is not of all its diseases, as theirs were."""
     area_mm2: float | None
     """Area above the model's threshold; null without a threshold, or where the file gives no pixel spacing."""
 
@@ -82,6 +101,7 @@ class Mapper:
             normal=maps.normal[0],
             evidence=maps.evidence[0],
             score=float(maps.scores[0]),
+            place=self._place(float(maps.scores[0]), asked),
             area_mm2=self._area(maps, scan.pixels.shape, scan.spacing_mm),
         )
 
@@ -90,6 +110,11 @@ class Mapper:
         if disease is not None and disease not in names:
             raise ModelError(f"the model knows {', '.join(names)}, not {disease}; ask for one of these")
         return torch.tensor([[float(disease in (None, name)) for name in names]])
+
+    def _place(self, score: float, asked: Tensor) -> float | None:
+        if self.card.normal_scores is None or not bool(asked.all()):
+            return None
+        return place_among(score, self.card.normal_scores)
 
     def _area(self, maps: DiseaseMaps, stored: tuple[int, ...], spacing_mm: tuple[float, float] | None) -> float | None:
         if self.card.threshold is None or spacing_mm is None:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
 from fedgan.results import metrics
 from fedgan.results.bootstrap import Bootstrap
-from fedgan.results.evaluation import Reading, choose_threshold, compare, controls, score_arm
+from fedgan.results.calibration import TOO_FEW, table_of_normals
+from fedgan.results.evaluation import Reading, compare, controls, score_arm
 from fedgan.results.pictures import Example, save_map
 from fedgan.results.reading import draw, read
+from fedgan.results.thresholds import Choose, Threshold, by_masks, by_normals
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Simulation
 from fedgan.simulation import Arm, networks_for
@@ -41,7 +44,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     for arm, arm_folder in reversed(trained):  # the federated arm last: its weights then draw the examples
         threshold = _release(settings, networks, arm, arm_folder)
         readings[arm.name] = read(networks, test, drawing=drawing_of(settings.model))
-        steps = settings.rounds * arm.local_steps
+        steps = arm_folder.history[-1].round * arm.local_steps
         scored.append(
             score_arm(arm.name, arm.kind, readings[arm.name], steps=steps, threshold=threshold, bootstrap=bootstrap)
         )
@@ -57,34 +60,59 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         seconds=sum(entry.seconds for _, arm_folder in trained for entry in arm_folder.history),
         sites={site: _counts(cohort) for site, cohort in federated.cohorts.items()},
         num_parameters=num_parameters(networks),
+        ended=how_it_ended(settings, folder),
         chosen_round=chosen,
         chosen_by=chosen_by,
         rounds=folder.history,
         arms=tuple(reversed(scored)),
-        controls=controls(test, val, bootstrap=Bootstrap(0, settings.seed)),
+        controls=controls(test, val, choose=_chooser(settings), bootstrap=Bootstrap(0, settings.seed)),
         comparisons=tuple(_comparisons([arm for arm, _ in trained], readings, bootstrap)),
     )
     return result, examples
 
 
-def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> float | None:
+def how_it_ended(settings: Simulation, folder: RunFolder) -> str:
+    """Return after which round the training in ``folder`` ended, and why there if it ended early, in words."""
+    last = folder.history[-1].round
+    if last == settings.rounds:
+        return f"after all {last} round(s)"
+    waited = f"{settings.patience} round(s) in a row"
+    return f"after round {last} of {settings.rounds}: {waited} brought no better validation score"
+
+
+def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> Threshold:
     """Load the chosen round into ``networks`` and ``model/``; return the threshold from the arm's validation scans."""
     number, _ = _choose(settings, folder)
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
     load_weights(networks, model.weights)
-    threshold = choose_threshold(read(networks, val, drawing=drawing_of(settings.model)))
-    folder.release(model, threshold=threshold)
+    reading = read(networks, val, drawing=drawing_of(settings.model))
+    threshold = _chooser(settings)(reading.maps, val)
+    normal_scores = table_of_normals(reading.image_scores, val)
+    folder.release(
+        model,
+        threshold=threshold.value,
+        threshold_by=threshold.chosen_by,
+        normal_scores=normal_scores,
+        no_normal_scores=None if normal_scores else TOO_FEW,
+    )
     return threshold
+
+
+def _chooser(settings: Simulation) -> Choose:
+    """Return how thresholds are chosen on validation scans."""
+    return by_masks if settings.threshold == "masks" else partial(by_normals, false_positives=settings.false_positives)
 
 
 def _choose(settings: Simulation, folder: RunFolder) -> tuple[int, str]:
     """Return the round that is the result, and how it was chosen, in words."""
-    best = folder.best_round()
+    best, last = folder.best_round(), folder.history[-1].round
     if settings.select == "last":
-        return settings.rounds, "the last round, as the settings ask"
+        return last, "the last round, as the settings ask"
     if best is None:
-        return settings.rounds, "the last round, for want of scores on validation patients"
+        return last, "the last round, for want of scores on validation patients"
+    if settings.select == "aucp":
+        return best, "the best mean over sites of AUCp on validation patients: known normals against all others"
     return best, "the best mean over sites of pixel AP on validation patients (image AUROC where none has masks)"
 
 

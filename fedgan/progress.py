@@ -65,6 +65,10 @@ class LiveProgress:
         if not self._console.is_terminal:
             self._console.print(f"{self._arm}: round {number} kept{scored}", highlight=False, soft_wrap=True)
 
+    def stopped(self, how: str) -> None:
+        """Say that the arm ended before its last round, and how."""
+        self._console.print(f"{self._arm}: stopped {how}", highlight=False, soft_wrap=True)
+
     def _draw(self) -> Group:
         table = Table(box=None, pad_edge=False)
         names = sorted({name for losses in self._losses.values() for name in losses})

@@ -22,19 +22,19 @@ from fedgan.errors import RunFolderError
 from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate
 from fedgan.results.metrics import Round
 
-SELECTION = ("pixel_ap", "image_auroc")
-"""Figures by which rounds are chosen, the first that sites have."""
+BEST = ("pixel_ap", "image_auroc")
+"""Figures by which rounds are scored, the first that sites have: of maps, or of scans where no site has masks."""
 
 HISTORY = TypeAdapter(tuple[Round, ...])
 
 
-def validation_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Return the federation's score: the mean over sites of pixel AP, or of image AUROC where no site has masks.
+def validation_score(scores: Mapping[str, Mapping[str, float]], figures: Sequence[str] = BEST) -> float | None:
+    """Return the federation's score: the mean over sites of the first of ``figures`` that a site has.
 
     >>> validation_score({"A": {"pixel_ap": 0.5}, "B": {"pixel_ap": 0.7, "image_auroc": 0.9}})
     0.6
     """
-    for name in SELECTION:
+    for name in figures:
         values = [site[name] for site in scores.values() if name in site]
         if values:
             return sum(values) / len(values)
@@ -44,14 +44,20 @@ def validation_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
 class RunFolder:
     """The files of one training run (an arm of a comparison is a run of its own)."""
 
-    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
-        """Open ``path``, which is made if absent; ``card`` describes the model to those who map with it.
+    def __init__(self, path: Path, card: Mapping[str, Any], figures: Sequence[str] = BEST) -> None:
+        """Open ``path``, which is made if absent.
+
+        Args:
+            path: the run's folder.
+            card: describes the model to those who map with it.
+            figures: validation figures by which rounds may be compared, best first; the first that sites have is used.
 
         Raises:
             RunFolderError: the folder cannot be made or its history cannot be read.
         """
         self.path = path
         self.card = card
+        self.figures = figures
         self.audit = Audit(path / "audit.jsonl")
         self._began = monotonic()
         self.reload()
@@ -122,27 +128,44 @@ class RunFolder:
 
     def score_of(self, number: int) -> float | None:
         """Return the validation score of round ``number``, or nothing if it was not scored."""
-        scores = [validation_score(entry.validation) for entry in self.history if entry.round == number]
+        scores = [validation_score(entry.validation, self.figures) for entry in self.history if entry.round == number]
         return scores[0] if scores else None
 
     def best_round(self) -> int | None:
-        """Return the number of the best kept round on validation so far, or nothing without scores.
+        """Return the number of the best kept round on validation so far, or nothing without scores."""
+        best_first = [number for scored in self._comparable() for _, number in sorted(scored, reverse=True)]
+        kept = self._numbers()  # a round that was not the best when it was scored has been forgotten
+        return next((number for number in best_first if number in kept), None)
+
+    def stalled(self, patience: int) -> bool:
+        """Return whether there have been ``patience`` scored rounds in a row without a better score than before them.
+
+        It stays so whatever the rounds after them score: a run that stopped for it does not go on when it is resumed.
+        """
+        best, waited = -1.0, 0
+        for score, _ in next(iter(self._comparable()), []):
+            waited = 0 if score > best else waited + 1
+            best = max(best, score)
+            if waited == patience:
+                return True
+        return False
+
+    def _comparable(self) -> list[list[tuple[float, int]]]:
+        """Return scores with their rounds, in lists of those that can be compared, what to go by first.
 
         Rounds are compared by one figure and only if the same sites scored them: those that most rounds share.
         """
         by_judges: dict[tuple[str, frozenset[str]], list[tuple[float, int]]] = {}
         for entry in self.history:
-            for figure in SELECTION:
+            for figure in self.figures:
                 judges = frozenset(site for site, scores in entry.validation.items() if figure in scores)
                 if judges:
                     mean = sum(entry.validation[site][figure] for site in judges) / len(judges)
                     by_judges.setdefault((figure, judges), []).append((mean, entry.round))
-        comparable = sorted(
-            by_judges.items(), key=lambda group: (SELECTION.index(group[0][0]), -len(group[1]), -len(group[0][1]))
+        groups = sorted(
+            by_judges.items(), key=lambda group: (self.figures.index(group[0][0]), -len(group[1]), -len(group[0][1]))
         )
-        best_first = [number for _, scored in comparable for _, number in sorted(scored, reverse=True)]
-        kept = self._numbers()  # a round that was not the best when it was scored has been forgotten
-        return next((number for number in best_first if number in kept), None)
+        return [scored for _, scored in groups]
 
     def release(self, model: GlobalModel, **more: object) -> None:
         """Put a kept round into ``model/``, its card completed with ``more``."""

@@ -81,6 +81,8 @@ class LossWeights(_Frozen):
     """The counterpart must look normal to a classifier of diseases."""
     restoration: NonNegative
     """Pseudo-lesions pasted into normal scans must be found exactly."""
+    attention: NonNegative
+    """The generator must also say where pseudo-lesions are, and that gates its difference."""
 
 
 class Game(_Frozen):
@@ -88,6 +90,8 @@ class Game(_Frozen):
 
     batch_size: Count
     """Scans of each kind (abnormal, normal, unlabelled) in one batch."""
+    augment: bool
+    """Turn, scale, stretch, shift every drawn scan and change its contrast a little, at random."""
     critic_steps: Count
     """Steps of the critics in one local step, each on a batch of its own; the generators then take one."""
     learning_rate: Positive
@@ -123,6 +127,56 @@ class TagGAN(Game):
     weights: LossWeights
     brighter: Annotated[float, Field(ge=0, le=1)]
     """Share of the pasted pseudo-lesions that are brighter than what they cover."""
+    transplants: Annotated[float, Field(ge=0, le=1)]
+    """Share of the normal scans that get, as pseudo-lesion, what the averaged generator finds in an abnormal scan."""
+
+
+class SAGANLossWeights(_Frozen):
+    """Weights of the terms of SAGAN's generator."""
+
+    adversarial: NonNegative
+    """The counterpart of a scan that may show disease must look normal to the critic."""
+    identity: NonNegative
+    """A normal scan stays as it is."""
+    restoration: NonNegative
+    """A normal scan with a pseudo-lesion becomes what it was."""
+
+
+class SAGAN(Game):
+    """SAGAN; see ``fedgan.gan.sagan`` for how ``sagan_released`` and ``sagan`` differ and why."""
+
+    kind: Literal["sagan"]
+    width: Count
+    """Channels of the generator's first level; doubled at each of the three further levels."""
+    blocks: Annotated[int, Field(ge=0)]
+    """Residual blocks at the generator's deepest level."""
+    grid: Literal[1, 2, 4]
+    """Tiles per side of a scan; each is drawn on its own."""
+    context: Literal[0, 8, 16]
+    """Pixels by which a tile is larger than its share of the scan. Where tiles overlap they are blended; with 0 (as
+    released) their seams show."""
+    position: Literal["inert", "tile", "coordinates", "none"]
+    """What tells a tile where it is: its number before a norm that takes it out again (as released), its number or its
+    pixels' coordinates after the norm, or nothing."""
+    norm: Literal["instance", "group"]
+    """What the generator normalises together: one channel of a tile, or an eighth of its channels."""
+    output: Literal["tanh_of_sum", "sum"]
+    """How the generator's change is added to the scan; with tanh_of_sum (as released) it cannot leave a scan alone."""
+    masked: Literal["always", "training", "never"]
+    """When 5 % of the pixels, at random, show the generator's change to nobody; always (as released) also in maps."""
+    critic: Literal["global", "patch"]
+    """What the critic scores: all of a 64 x 64 scan at once (as released), or each part of it."""
+    critic_width: Count
+    """Channels of the critic's first level."""
+    adversarial: Literal["lsgan", "hinge", "wgan_gp"]
+    """The adversarial game; see ``fedgan.gan.losses``."""
+    weights: SAGANLossWeights
+    pseudo_lesions: Literal["squares", "blobs"]
+    """What is pasted into normal scans: squares of another scan (as released), or soft blobs in the tissue."""
+    brighter: Annotated[float, Field(ge=0, le=1)]
+    """Share of the blobs that are brighter than what they cover. Only with model.pseudo_lesions=blobs."""
+    restoration: Literal["l1", "mse"]
+    """How the distance of a restored scan from what it was is measured."""
 
 
 class FedAvg(_Frozen):
@@ -132,7 +186,7 @@ class FedAvg(_Frozen):
 
 
 Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
-Model = TagGAN
+Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
 Aggregation = FedAvg
 
 
@@ -159,8 +213,17 @@ class Simulation(_Frozen):
     """Arithmetic of convolutions; auto takes bfloat16 where the processor or GPU has it built in."""
     threads: Annotated[int, Field(ge=0)]
     """Processor threads of one site; 0 leaves the choice to PyTorch."""
-    select: Literal["best", "last"]
-    """Which round is the result: the best on the sites' validation patients, or the last."""
+    select: Literal["best", "aucp", "last"]
+    """Which round is the result: the best by labels and masks of the sites' validation patients; the best by AUCp,
+    which sets their known normals against all others and looks at no abnormal label or mask; or the last."""
+    patience: Count | None
+    """Rounds in a row without a better validation score after which an arm ends; null trains every round. A round is
+    scored when the next one has been trained. The learning rates fall over ``rounds`` all the same."""
+    threshold: Literal["masks", "normals"]
+    """What chooses the maps' threshold on validation patients: the best Dice with their masks, or their normal scans
+    alone."""
+    false_positives: Fraction
+    """Largest share of those normal scans' pixels that may be found. Only with threshold=normals."""
     bootstrap: Annotated[int, Field(ge=0)]
     """Resamplings of the test patients for each 95 % interval; 0 leaves the intervals out."""
     compare: bool
@@ -173,5 +236,19 @@ class Simulation(_Frozen):
     def _quorum_within_sites(self) -> Self:
         if self.data.sites is not None and self.quorum > len(self.data.sites):
             msg = f"quorum {self.quorum} is larger than the number of sites ({len(self.data.sites)})"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _scans_are_large_enough(self) -> Self:
+        if isinstance(self.model, SAGAN) and self.model.critic == "global" and self.data.size < 64:
+            msg = "model.critic=global needs scans of 64 x 64 or more; give data.size=64 or model.critic=patch"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_a_score(self) -> Self:
+        if self.patience is not None and self.select == "last":
+            msg = "patience goes by the score of select, and select=last has none; give select=best or patience=null"
             raise ValueError(msg)
         return self

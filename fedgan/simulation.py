@@ -17,10 +17,13 @@ from fedgan.federated.site import Recipe, Site, weights_of
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.records import Answer, GlobalModel, RoundTask
-from fedgan.results.reading import validate
-from fedgan.run_folder import RunFolder
+from fedgan.results.reading import figures_of, validate
+from fedgan.run_folder import BEST, RunFolder
 from fedgan.settings import ManifestData, PhantomData, Simulation
 from fedgan.streams import generator_for
+
+FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
+"""By what rounds are scored, for each choice of the setting select; with last the scores are only shown."""
 
 
 class Watcher(Protocol):
@@ -108,7 +111,8 @@ def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
     """Return settings that another process, or a resume from another folder, reads as this one does.
 
     Raises:
-        SettingsError: the quorum is larger than the number of sites that there turn out to be.
+        SettingsError: the quorum is larger than the number of sites that there turn out to be, or no site has the
+            validation scans by which the settings choose a round or end the training.
         CohortError: no site has a labelled scan to train on, or to test on.
     """
     if settings.quorum > len(cohorts):
@@ -117,11 +121,24 @@ def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
     for split in needed:
         if not any(bool((cohort.split(split).status != UNLABELLED).any()) for cohort in cohorts.values()):
             raise CohortError(", ".join(cohorts), [f"no {split} scan is labelled normal or abnormal"])
+    _check_choices(settings, cohorts)
     found: dict[str, object] = {"sites": tuple(cohorts)}
     if isinstance(settings.data, ManifestData):
         found["root"] = settings.data.root.resolve()
         found["cache"] = (settings.data.cache or Path(".fedgan-cache")).resolve()
     return settings.model_copy(update={"data": settings.data.model_copy(update=found)})
+
+
+def _check_choices(settings: Simulation, cohorts: Mapping[str, Cohort]) -> None:
+    if settings.select != "aucp" and settings.patience is None:
+        return
+    figures = {name for cohort in cohorts.values() for name in figures_of(cohort.split("val"))}
+    if figures.isdisjoint(FIGURES[settings.select]):
+        raise SettingsError(
+            "select=aucp: no site has validation scans known to be normal, and others beside them; give select=last"
+            if settings.select == "aucp"
+            else "patience: no site has validation scans with masks, or of both classes; give patience=null"
+        )
 
 
 def arms_of(settings: Simulation, cohorts: Mapping[str, Cohort]) -> list[Arm]:
@@ -151,7 +168,7 @@ def open_folder(settings: Simulation, path: Path) -> RunFolder:
         "size": settings.data.size,
         "intensity": settings.data.intensity if isinstance(settings.data, ManifestData) else "range",
     }
-    return RunFolder(path, card)
+    return RunFolder(path, card, FIGURES[settings.select])
 
 
 def networks_for(settings: Simulation) -> Method:
@@ -179,6 +196,7 @@ def build_site(
         seed=settings.seed,
         rounds=settings.rounds,
         batch_size=settings.model.batch_size,
+        augment=settings.model.augment,
         critic_steps=settings.model.critic_steps,
         learning_rate=settings.model.learning_rate,
         critic_learning_rate=settings.model.critic_learning_rate,
@@ -204,7 +222,7 @@ def train_in_folder(
     quorum: int,
     watcher: Watcher | None = None,
 ) -> None:
-    """Train from the folder's last kept round (or untrained networks) to the settings' last, and score that.
+    """Train from the folder's last kept round (or untrained networks) until the settings' end, and score the last.
 
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
@@ -216,10 +234,15 @@ def train_in_folder(
         if watcher:
             watcher.round(model.round, folder.score_of(model.round - 1))
 
+    def enough() -> bool:
+        return settings.patience is not None and folder.stalled(settings.patience)
+
     model = folder.latest() or GlobalModel(0, weights_of(networks_for(settings)))
     plan = Plan(settings.rounds, local_steps, quorum, AGGREGATIONS[settings.aggregation.kind])
-    model = run_rounds(model, federation, plan, keep=keep)
+    model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
+        if model.round < settings.rounds:
+            folder.audit.record("stopped early", round=model.round, rounds=settings.rounds, patience=settings.patience)
         folder.note_validation(model.round, score_last(model, federation))
 
 

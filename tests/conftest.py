@@ -4,11 +4,15 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import hypothesis
 import pytest
 import torch
 
 from fedgan.config import load
 from fedgan.settings import Simulation
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is slow, not wrong
+hypothesis.settings.load_profile("untimed")
 
 TINY = (
     "data.size=32",

@@ -76,6 +76,31 @@ def test_ctrl_c_leaves_the_last_round_usable_and_resuming_ends_where_an_unbroken
     assert all(torch.equal(resumed.weights[name], unbroken.weights[name]) for name in unbroken.weights)
 
 
+def test_a_run_that_stops_early_says_where_and_a_resumed_one_stays_there(simulate, tmp_path, capsys):
+    still = (
+        "rounds=30",
+        "local_steps=1",
+        "patience=1",
+        "model.learning_rate=1e-12",
+        "model.critic_learning_rate=1e-12",
+    )
+    assert simulate(*still) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "stopped" in line]
+    before = load_model(tmp_path / "run" / "model")[0]
+
+    assert fed_simulate(["--resume", str(tmp_path / "run")]) == 0
+
+    metrics = Metrics.model_validate_json((tmp_path / "run" / "metrics.json").read_bytes())
+    last = metrics.rounds[-1].round
+    assert last < 30
+    assert told == [f"federated: stopped {metrics.ended}"]
+    assert told[0] in capsys.readouterr().out.splitlines()
+    assert metrics.ended in (tmp_path / "run" / "report.html").read_text()
+    after = load_model(tmp_path / "run" / "model")[0]
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert broken_links(tmp_path / "run" / "audit.jsonl") == []
+
+
 def test_a_full_disk_ends_in_one_message_and_the_kept_round_stays(full_disk, simulate, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         interrupt_in(patched, number=2)

@@ -123,6 +123,9 @@ def test_all_mistakes_are_listed_at_once():
         ("data.size=65", "data.size: Input should be 32, 64, 128 or 256 (got 65)"),
         ("model.weights.cycle=-1", "model.weights.cycle: Input should be greater than or equal to 0 (got -1)"),
         ("quorum=9", "quorum 9 is larger than the number of sites (3)"),
+        ("patience=0", "patience: Input should be greater than 0 (got 0)"),
+        ("false_positives=1", "false_positives: Input should be less than 1 (got 1)"),
+        ("select=val", "select: Input should be 'best', 'aucp' or 'last' (got \"val\")"),
         ("roundz=3", "roundz: unknown setting; did you mean rounds?"),
         ("+typo=3", "typo: unknown setting"),
         ("hydra.run.dir=x", "hydra.run.dir: unknown setting"),
@@ -130,7 +133,8 @@ def test_all_mistakes_are_listed_at_once():
         ("modle.width=3", "modle: unknown setting; did you mean model?"),
         ("critic_width=3", "critic_width: unknown setting; did you mean model.critic_width?"),
         ("model.weights.cycl=1", "model.weights.cycl: unknown setting; did you mean model.weights.cycle?"),
-        ("model.kind=sagan", "model.kind: Input should be 'taggan' (got \"sagan\")"),
+        ("model.kind=vagan", "model: unknown kind; choose one of 'taggan', 'sagan'"),
+        ("model.grid=2", "model.grid: unknown setting here; it belongs to model=sagan or model=sagan_released"),
         ("data.kind=scans", "data: unknown kind; choose one of 'phantoms', 'manifest'"),
         ("data={size: 32}", "data: unknown choice {'size': 32}; choose one of lgg, manifest, phantoms"),
         ("model@other=taggan", "model: not a setting; write KEY=VALUE"),
@@ -146,6 +150,31 @@ def test_all_mistakes_are_listed_at_once():
 )
 def test_one_mistake_is_said_in_one_line(override, line):
     assert refusal(override) == [line]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.grid=3", "model.grid: Input should be 1, 2 or 4 (got 3)"),
+        ("model.weights.identity=-1", "model.weights.identity: Input should be greater than or equal to 0 (got -1)"),
+        ("model.patch=2", "model.patch: unknown setting here; it belongs to model=taggan"),
+        ("model.contex=8", "model.contex: unknown setting; did you mean model.context?"),
+    ],
+)
+def test_the_settings_of_one_method_are_not_those_of_another(override, line):
+    assert refusal("model=sagan", override) == [line]
+
+
+def test_a_critic_of_whole_scans_needs_scans_of_64_pixels():
+    assert refusal("model=sagan_released", "data.size=32") == [
+        "model.critic=global needs scans of 64 x 64 or more; give data.size=64 or model.critic=patch"
+    ]
+
+
+def test_patience_without_a_score_to_go_by_is_refused():
+    assert refusal("patience=2", "select=last") == [
+        "patience goes by the score of select, and select=last has none; give select=best or patience=null"
+    ]
 
 
 def test_a_setting_of_another_choice_says_which_choice_has_it():

@@ -119,6 +119,27 @@ def test_a_disease_that_the_model_does_not_know_is_refused_with_those_that_it_kn
         mapper.read(picture, disease="measles")
 
 
+@pytest.mark.parametrize(("score", "place"), [(0.01, 0.0), (0.4, 0.5), (0.6, 1.0)])
+def test_a_score_has_its_place_among_those_of_normal_scans(release, picture, score, place):
+    evidence = 1 - np.exp(-np.tanh(1) / 0.25)
+    table = [value - score + evidence for value in (0.3, 0.4, 0.5)]
+    folder = release(bias=[1.0] * 4, normal_scores=[min(value, 1.0) for value in table])
+
+    finding = Mapper(folder, device=CPU).read(picture)
+
+    assert finding.score == pytest.approx(evidence)
+    assert finding.place == pytest.approx(place, abs=1e-5)
+
+
+def test_a_place_needs_a_table_and_a_map_of_every_disease_as_the_normal_scans_had(release, picture):
+    without_table = Mapper(release(), device=CPU).read(picture)
+    mapper = Mapper(release(normal_scores=[0.0, 1.0]), device=CPU)
+
+    assert without_table.place is None
+    assert mapper.read(picture, disease="nodular").place is None
+    assert mapper.read(picture).place is not None
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no picture"])
 def test_a_picture_that_cannot_be_read_is_a_value_error(release, tmp_path, content):
     if content is not None:
@@ -135,7 +156,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model", {"kind": "diffusion"}), ("diseases", "diffuse"), ("size", 48), ("intensity", None), ("threshold", "x")],
+    [("model", {"kind": "diffusion"}), ("diseases", "diffuse"), ("size", 48), ("intensity", None), ("threshold", "x")]
+    + [("normal_scores", table) for table in ([0.5], [0.5, 0.4], [0.5, 1.5], ["x", "y"])],
 )
 def test_a_card_of_another_kind_is_refused(release, key, value):
     folder = release()

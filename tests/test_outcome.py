@@ -3,17 +3,20 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from fedgan.checkpoint import load_model
-from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED
-from fedgan.federated.site import weights_of
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
+from fedgan.federated.site import load_weights, weights_of
 from fedgan.gan.build import drawing_of
 from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.outcome import EXAMPLES_PER_CLASS, choose_examples, conclude, write_maps
 from fedgan.records import GlobalModel
+from fedgan.results.reading import read
 from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, train_in_process
 
 
@@ -21,11 +24,11 @@ from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, 
 def finish(tiny, tmp_path):
     """Train the federated arm for one round on what ``change`` makes of each cohort, and conclude."""
 
-    def run(change=lambda cohort: cohort, *overrides):
+    def run(change=lambda cohort: cohort, *overrides, name="run"):
         settings = tiny("rounds=1", "local_steps=1", *overrides)
         cohorts = {name: change(cohort) for name, cohort in load_cohorts(settings).items()}
         (arm,) = arms_of(settings, cohorts)
-        folder = open_folder(settings, tmp_path / "run")
+        folder = open_folder(settings, tmp_path / name)
         train_in_process(settings, arm, folder)
         return conclude(settings, [(arm, folder)])
 
@@ -60,8 +63,20 @@ def half_unlabelled(cohort):
     return replace(cohort, status=cohort.status.masked_fill(unseen, UNLABELLED), has_mask=cohort.has_mask & ~unseen)
 
 
-def card(tmp_path):
-    return load_model(tmp_path / "run" / "model")[1]
+def with_other_test_scans(cohort):
+    """The test patients' scans are of someone else, and so are their labels and masks."""
+    test = torch.tensor([split == "test" for split in cohort.splits])
+    return replace(
+        cohort,
+        images=torch.where(test[:, None, None, None], cohort.images.flip(0), cohort.images),
+        masks=torch.where(test[:, None, None], cohort.images[:, 0] > 0, cohort.masks),
+        status=torch.where(test, cohort.status.flip(0), cohort.status),
+        has_mask=cohort.has_mask | test,
+    )
+
+
+def card(tmp_path, name="run"):
+    return load_model(tmp_path / name / "model")[1]
 
 
 def patient_of(example, cohort):
@@ -76,7 +91,9 @@ def test_the_best_round_becomes_the_model_with_a_threshold_from_validation_patie
     (arm,) = metrics.arms
     assert (metrics.chosen_round, arm.steps) == (1, 1)
     assert "validation patients" in metrics.chosen_by
+    assert metrics.ended == "after all 1 round(s)"
     assert card(tmp_path)["threshold"] == arm.threshold is not None
+    assert card(tmp_path)["threshold_by"] == arm.threshold_by == "the best Dice on the validation patients' masks"
     assert metrics.seconds == sum(entry.seconds for entry in metrics.rounds)
     assert {example.site for example in examples} == {"A", "B"}
 
@@ -101,6 +118,8 @@ def test_without_validation_patients_the_last_round_is_the_result_and_has_no_thr
     overall = metrics.arms[0].overall
     assert metrics.chosen_by.startswith("the last round, for want of")
     assert (metrics.arms[0].threshold, card(tmp_path)["threshold"]) == (None, None)
+    assert metrics.arms[0].threshold_by == "no validation scan has a mask"
+    assert card(tmp_path)["normal_scores"] is None
     assert (overall.dice, overall.iobb) == (None, None)
     assert overall.pixel_ap is not None
     assert overall.image_auroc is not None
@@ -110,7 +129,7 @@ def test_without_masks_scans_are_scored_and_pixels_are_not(finish, tmp_path):
     metrics, examples = finish(without_masks)
 
     scores = metrics.arms[0].overall
-    assert metrics.rounds[0].validation["A"].keys() == {"image_auroc"}
+    assert metrics.rounds[0].validation["A"].keys() == {"image_auroc", "aucp"}
     assert (scores.num_masked, scores.pixel_ap, scores.best_dice, scores.pointing_game) == (0, None, None, None)
     assert scores.image_auroc is not None
     assert card(tmp_path)["threshold"] is None
@@ -137,6 +156,71 @@ def test_scans_that_nobody_labelled_are_neither_scored_nor_shown(finish, tiny):
     labelled = [scan for cohort in tests for scan in cohort.images[cohort.status != UNLABELLED, 0]]
     assert 0 < metrics.arms[0].overall.num_images == len(labelled) < sum(len(cohort) for cohort in tests)
     assert all(any(torch.equal(example.scan, scan) for scan in labelled) for example in examples)
+
+
+def test_with_hidden_labels_round_threshold_and_scores_go_by_the_normals_that_are_known(finish, tiny, tmp_path):
+    hidden = ("data.hide_labels=0.4", "data.images_per_patient=6", "data.patients=20")
+    label_free = ("select=aucp", "threshold=normals", "false_positives=0.02")
+
+    metrics, _ = finish(lambda cohort: cohort, *hidden, *label_free)
+
+    settings = tiny(*hidden, *label_free)
+    cohorts = {name: cohort.split("val") for name, cohort in load_cohorts(settings).items()}
+    networks = networks_for(settings)
+    load_weights(networks, load_model(tmp_path / "run" / "model")[0])
+    readings = {name: read(networks, cohort, drawing=drawing_of(settings.model)) for name, cohort in cohorts.items()}
+    for name, reading in readings.items():
+        pseudo = roc_auc_score(reading.cohort.status != NORMAL, reading.image_scores)
+        assert metrics.rounds[0].validation[name]["aucp"] == pytest.approx(pseudo)
+        assert bool((reading.cohort.status == UNLABELLED).any())
+    val = pool(list(cohorts.values()))
+    normals = torch.cat([reading.maps for reading in readings.values()])[val.status == NORMAL]
+    scores = torch.cat([reading.image_scores for reading in readings.values()])[val.status == NORMAL].numpy()
+    (arm,) = metrics.arms
+    assert "AUCp" in metrics.chosen_by
+    assert arm.threshold_by == "at most 2 % of the normal validation scans' pixels are found"
+    assert float((normals >= arm.threshold).double().mean()) == pytest.approx(0.02, abs=1e-3)
+    assert np.allclose(card(tmp_path)["normal_scores"], np.quantile(scores, np.linspace(0, 1, 11)), rtol=1e-4)
+    assert arm.overall.dice is not None
+
+
+def test_without_known_normals_there_is_no_threshold_by_them_and_the_reason_is_said(finish, tmp_path):
+    def of_unknown_normals(cohort):
+        unknown = torch.tensor([split == "val" for split in cohort.splits]) & (cohort.status == NORMAL)
+        return replace(cohort, status=cohort.status.masked_fill(unknown, UNLABELLED))
+
+    metrics, _ = finish(of_unknown_normals, "threshold=normals")
+
+    (arm,) = metrics.arms
+    assert (arm.threshold, arm.threshold_by) == (None, "no validation scan is known to be normal")
+    assert (arm.overall.dice, arm.overall.poi, arm.overall.iobb) == (None, None, None)
+    assert arm.overall.pixel_ap is not None
+    assert all(control.threshold is None for control in metrics.controls)
+    assert card(tmp_path)["no_normal_scores"] == "fewer than 10 validation scans are known to be normal"
+
+
+@pytest.mark.parametrize("choices", [("select=best", "threshold=masks"), ("select=aucp", "threshold=normals")])
+def test_nothing_of_the_test_patients_enters_a_choice(finish, tmp_path, choices):
+    overrides = ("rounds=3", "data.images_per_patient=4", "data.patients=24", *choices)
+
+    one, other = (
+        finish(change, *overrides, name=name)[0]
+        for name, change in (("one", lambda cohort: cohort), ("other", with_other_test_scans))
+    )
+
+    assert one.arms[0].overall.image_auroc != other.arms[0].overall.image_auroc
+    assert one.chosen_round == other.chosen_round
+    assert card(tmp_path, "one") == card(tmp_path, "other")
+    assert card(tmp_path, "one")["normal_scores"] is not None
+
+
+def test_a_run_that_stops_early_counts_the_steps_it_took_and_says_where_it_ended(finish):
+    metrics, _ = finish(lambda cohort: cohort, "rounds=30", "patience=1", "model.learning_rate=1e-12")
+
+    last = metrics.rounds[-1].round
+    assert last < 30
+    assert metrics.arms[0].steps == last
+    assert metrics.ended == f"after round {last} of 30: 1 round(s) in a row brought no better validation score"
 
 
 def test_each_arm_is_scored_with_its_own_model_and_the_federated_one_draws_the_examples(tiny, tmp_path):

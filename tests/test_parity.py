@@ -12,11 +12,12 @@ from fedgan.simulation import arms_of, load_cohorts, open_folder, resolve, train
 
 
 @pytest.mark.slow
-def test_flower_trains_the_same_weights_as_one_process(tiny, tmp_path):
+@pytest.mark.parametrize("overrides", [(), ("rounds=9", "patience=1", "model.learning_rate=1e-12")])
+def test_flower_trains_the_same_weights_as_one_process_and_stops_where_it_does(tiny, tmp_path, overrides):
     if importlib.util.find_spec("ray") is None:
         assert not os.environ.get("CI"), "Ray must be installed where the project is tested for good"
         pytest.skip("Ray, Flower's simulation engine, is not installed")
-    settings = tiny()
+    settings = tiny(*overrides)
     cohorts = load_cohorts(settings)
     (arm,) = arms_of(settings, cohorts)
     process, flower = (open_folder(settings, tmp_path / engine) for engine in ("process", "flower"))
@@ -26,7 +27,8 @@ def test_flower_trains_the_same_weights_as_one_process(tiny, tmp_path):
     run_on_flower(flower.path, num_sites=len(cohorts), on_output=print)
 
     flower.reload()
-    assert [entry.trained for entry in flower.history] == [("A", "B")] * settings.rounds
+    assert (len(flower.history) < settings.rounds) == (settings.patience is not None)
+    assert [entry.trained for entry in flower.history] == [("A", "B")] * len(process.history)
     assert [entry.losses for entry in flower.history] == [entry.losses for entry in process.history]
     assert [entry.validation for entry in flower.history] == [entry.validation for entry in process.history]
     expected, got = process.latest().weights, flower.latest().weights

@@ -55,6 +55,14 @@ def test_a_resumed_run_shows_only_its_new_rounds(console):
     assert words_on(console).splitlines() == ["federated: round 3 kept"]
 
 
+def test_an_arm_that_ends_early_says_where_and_why(console):
+    with LiveProgress(console) as progress:
+        progress.arm("local A", rounds=9, done=4, steps=1)
+        progress.stopped("after round 4 of 9: it stood still")
+
+    assert words_on(console).splitlines() == ["local A: stopped after round 4 of 9: it stood still"]
+
+
 def test_each_arm_counts_its_rounds_anew(console):
     with LiveProgress(console) as progress:
         for arm in ("federated", "local A"):

@@ -1,7 +1,7 @@
 """A run's folder after whatever happened to the run: what is kept, what counts, and which round is the best."""
 
 import json
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -197,6 +197,38 @@ def test_the_best_round_is_one_that_is_still_kept_when_the_sites_that_score_chan
     keep_all(folder, with_b, with_c, {"A": {"pixel_ap": 0.1}, "C": {"pixel_ap": 0.1}})
 
     assert folder.kept(folder.best_round()).round == folder.best_round()
+
+
+def test_rounds_are_compared_by_the_figures_that_the_folder_may_use(tmp_path):
+    folder = RunFolder(tmp_path, {}, figures=("aucp",))
+
+    keep_all(
+        folder, {"A": {"aucp": 0.9, "pixel_ap": 0.1}}, {"A": {"aucp": 0.2, "pixel_ap": 0.8}}, {"A": {"pixel_ap": 1.0}}
+    )
+
+    assert folder.best_round() == 1
+    assert [folder.score_of(number) for number in (1, 2, 3)] == [0.9, 0.2, None]
+
+
+def test_rounds_that_no_site_scored_do_not_stall_a_run(folder):
+    keep_all(folder, {"A": {"pixel_ap": 0.5}}, {}, {}, {"B": {"image_auroc": 0.1}})
+
+    assert not folder.stalled(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=6), st.integers(1, 3))
+def test_a_run_has_stalled_once_two_gains_lie_too_far_apart_and_stays_so(values, patience):
+    stalled = []
+    with TemporaryDirectory() as path:
+        folder = RunFolder(Path(path), {})
+        for number, scores in enumerate(({}, *({"A": {"pixel_ap": value / 5}} for value in values)), start=1):
+            keep(folder, number, scores)
+            stalled.append(folder.stalled(patience))
+
+    gains = [index for index, value in enumerate(values) if value > max(values[:index], default=-1)]
+    assert stalled[-1] == any(end - gain > patience for gain, end in pairwise([*gains, len(values)]))
+    assert stalled == sorted(stalled)
 
 
 @settings(max_examples=25, deadline=None)

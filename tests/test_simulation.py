@@ -1,5 +1,6 @@
 """What stands between settings and rounds: what is refused, which arms there are, where a run goes on."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from fedgan.checkpoint import load_model
-from fedgan.cohort.cohort import UNLABELLED
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.config import dump, load, read
 from fedgan.errors import CohortError, SettingsError
 from fedgan.records import GlobalModel, SiteUpdate
@@ -26,16 +27,18 @@ from fedgan.simulation import (
 
 
 class Recording:
-    """Sites that move by 1 in every round and find a quarter of the disease."""
+    """Sites that move by 1 in every round and find ever the same share of the disease."""
 
-    def __init__(self, *sites):
+    def __init__(self, *sites, figure="pixel_ap"):
         self.sites = sites
+        self.figure = figure
         self.tasks = []
 
     def ask(self, task):
         self.tasks.append(task)
         delta = {name: torch.ones_like(tensor) for name, tensor in task.model.weights.items()}
-        return [SiteUpdate(site, task.model.round, delta, 1, {"validation/pixel_ap": 0.25}) for site in self.sites]
+        metrics = {f"validation/{self.figure}": 0.25}
+        return [SiteUpdate(site, task.model.round, delta, 1, metrics) for site in self.sites]
 
     @property
     def asked(self):
@@ -50,6 +53,18 @@ def cohorts(tiny):
 
 def only(cohort, *splits):
     return cohort.take([row for row, split in enumerate(cohort.splits) if split in splits])
+
+
+def with_validation(cohort, left):
+    """Return the cohort with two validation scans of each status in ``left``, and no others."""
+    rows = [row for row, split in enumerate(cohort.splits) if split != "val"]
+    known = {status: [row for row in rows if cohort.status[row] == status] for status in (NORMAL, ABNORMAL)}
+    scans = only(cohort, "train", "test")
+    for status in left:
+        copies = cohort.take(known[NORMAL if status == UNLABELLED else status][:2])
+        copies = replace(copies, splits=("val", "val"), status=torch.full((2,), status))
+        scans = pool([scans, replace(copies, has_mask=copies.has_mask & (status != UNLABELLED))])
+    return scans
 
 
 def unlabelled(cohort):
@@ -79,6 +94,31 @@ def test_a_site_without_labels_is_no_reason_to_refuse_the_others(tiny, cohorts):
     settings = tiny()
 
     assert resolve(settings, cohorts | {"B": unlabelled(cohorts["B"])}) == settings
+
+
+@pytest.mark.parametrize("left", [{NORMAL}, {ABNORMAL}, {ABNORMAL, UNLABELLED}, set()])
+def test_a_choice_by_aucp_needs_validation_scans_known_to_be_normal_and_others(tiny, cohorts, left):
+    scans = {name: with_validation(cohort, left) for name, cohort in cohorts.items()}
+
+    with pytest.raises(SettingsError, match=r"select=aucp: no site has .* give select=last"):
+        resolve(tiny("select=aucp"), scans)
+
+
+@pytest.mark.parametrize("left", [{NORMAL}, {UNLABELLED, NORMAL}, set()])
+def test_patience_needs_validation_scans_that_score_a_round(tiny, cohorts, left):
+    scans = {name: with_validation(cohort, left) for name, cohort in cohorts.items()}
+
+    with pytest.raises(SettingsError, match=r"patience: no site has .* give patience=null"):
+        resolve(tiny("patience=3"), scans)
+    assert resolve(tiny(), scans) == tiny()
+
+
+@pytest.mark.parametrize(("select", "left"), [("best", {ABNORMAL}), ("aucp", {NORMAL, UNLABELLED})])
+def test_one_site_whose_validation_scans_score_a_round_is_enough(tiny, cohorts, select, left):
+    settings = tiny(f"select={select}", "patience=3")
+
+    assert resolve(settings, cohorts | {"A": with_validation(cohorts["A"], set())}) == settings
+    assert resolve(settings, {name: with_validation(cohort, left) for name, cohort in cohorts.items()}) == settings
 
 
 def test_resolved_settings_name_the_sites_and_hold_from_any_folder(tmp_path, monkeypatch, cohorts):
@@ -168,6 +208,37 @@ def test_a_run_that_is_over_asks_its_sites_nothing_more(tiny, tmp_path):
         train_in_folder(settings, open_folder(settings, tmp_path), federation, local_steps=7, quorum=1)
 
     assert sites.asked == []
+
+
+@pytest.mark.parametrize(("select", "figure"), [("best", "pixel_ap"), ("aucp", "aucp")])
+def test_a_run_that_gets_no_better_stops_and_says_so_once_however_often_it_is_resumed(tiny, tmp_path, select, figure):
+    settings, sites = tiny("rounds=9", "patience=2", f"select={select}"), Recording("A", figure=figure)
+
+    for _ in range(2):
+        train_in_folder(settings, open_folder(settings, tmp_path), sites, local_steps=7, quorum=1)
+
+    # Round 2 is scored when round 3 is trained, round 3 when round 4 is: then two have been no better than the first.
+    assert sites.asked == [(0, 7), (1, 7), (2, 7), (3, 7), (4, 0)]
+    events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    (stop,) = (event for event in events if event["event"] == "stopped early")
+    assert (stop["round"], stop["rounds"], stop["patience"]) == (4, 9, 2)
+
+
+def test_patience_goes_by_the_figure_of_the_choice_alone(tiny, tmp_path):
+    settings, sites = tiny("rounds=5", "patience=1", "select=aucp"), Recording("A", figure="pixel_ap")
+
+    train_in_folder(settings, open_folder(settings, tmp_path), sites, local_steps=7, quorum=1)
+
+    assert sites.asked[-2:] == [(4, 7), (5, 0)]
+
+
+def test_another_process_stops_early_too(tiny, tmp_path):
+    settings, sites = tiny("rounds=9", "patience=1"), Recording("A", "B")
+    open_folder(settings, tmp_path).write("config.yaml", dump(settings))
+
+    run_in_folder(tmp_path, lambda _: sites)
+
+    assert sites.asked == [(0, 2), (1, 2), (2, 2), (3, 0)]
 
 
 def test_another_process_trains_the_federated_arm_from_the_runs_folder_alone(tiny, tmp_path):

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 Keep = Callable[[GlobalModel, Sequence[Answer]], None]
 """Told each round's new model and the answers that made it."""
 
+Enough = Callable[[], bool]
+"""Asked before each round whether to stop here, as when further rounds bring nothing."""
+
 
 class Federation(Protocol):
     """The sites, however they are reached: in this process, over Flower, from a recording."""
@@ -34,13 +37,15 @@ class Plan:
     aggregate: Aggregate
 
 
-def run_rounds(model: GlobalModel, federation: Federation, plan: Plan, *, keep: Keep) -> GlobalModel:
-    """Train until ``model.round == plan.rounds``, handing each round's outcome to ``keep``.
+def run_rounds(
+    model: GlobalModel, federation: Federation, plan: Plan, *, keep: Keep, enough: Enough = lambda: False
+) -> GlobalModel:
+    """Train until ``model.round == plan.rounds`` or there is ``enough``, handing each round's outcome to ``keep``.
 
     Raises:
         QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
-    while model.round < plan.rounds:
+    while model.round < plan.rounds and not enough():
         answers = [_checked(model, answer) for answer in federation.ask(RoundTask(model, plan.local_steps))]
         updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
         if len(updates) < plan.quorum:

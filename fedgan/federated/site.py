@@ -10,6 +10,7 @@ import torch
 from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
+from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep, players_for, train
 from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate, Weights
@@ -29,6 +30,7 @@ class Recipe:
     rounds: int
     """Rounds of the whole run, over which the learning rates fall."""
     batch_size: int
+    augment: bool
     critic_steps: int
     learning_rate: float
     critic_learning_rate: float
@@ -112,7 +114,8 @@ class Site:
             betas=recipe.betas,
         )
         batches = draw_batches(self.train_cohort, batch_size=recipe.batch_size, rng=rng, flip=True)
-        seen = (batch.to(device) for batch in islice(batches, task.local_steps * recipe.critic_steps))
+        drawn = islice(batches, task.local_steps * recipe.critic_steps)
+        seen = ((vary(batch, rng) if recipe.augment else batch).to(device) for batch in drawn)
         return train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
 
 

@@ -8,16 +8,22 @@ from torch import nn
 from fedgan.errors import SettingsError
 from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
+from fedgan.gan.sagan import SAGAN
 from fedgan.gan.taggan import TagGAN
+from fedgan.settings import SAGAN as SAGANSettings
 from fedgan.settings import Model
 from fedgan.streams import generator_for
 
 
-def build_networks(settings: Model, *, num_diseases: int, seed: int, device: torch.device) -> TagGAN:
+def build_networks(settings: Model, *, num_diseases: int, seed: int, device: torch.device) -> Method:
     """Return untrained networks of the settings' method, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "initial weights").initial_seed())
-        networks = TagGAN(settings, num_diseases=num_diseases)
+        networks: TagGAN | SAGAN
+        if isinstance(settings, SAGANSettings):
+            networks = SAGAN(settings)
+        else:
+            networks = TagGAN(settings, num_diseases=num_diseases)
     networks.to(device)
     if device.type == "cuda":
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs, not in the stubs

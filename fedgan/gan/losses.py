@@ -132,6 +132,20 @@ def restoration(difference: Tensor, pasted: Tensor) -> Tensor:
     return (difference - pasted).abs().mean()
 
 
+def attention(where: Tensor, lesions: Tensor) -> Tensor:
+    """Return the cross entropy of where pasted pseudo-lesions are, per pixel in nats.
+
+    Localising synthetic anomalies after Zavrtanik et al. 2021 (arXiv:2108.07610); here what is localised also gates
+    the difference, as the attention of SAGAN (arXiv:2405.12872) gates features.
+
+    Shapes: ``where`` logits and ``lesions`` in {0, 1}, both (N, 1, H, W).
+
+    >>> attention(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    tensor(0.6931)
+    """
+    return binary_cross_entropy_with_logits(where, lesions.to(where))
+
+
 def disease_evidence(logits: Tensor, diseases: Tensor) -> Tensor:
     """Return the cross entropy of each disease's presence, in nats.
 

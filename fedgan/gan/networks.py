@@ -33,26 +33,34 @@ class DifferenceGenerator(nn.Module):
     """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) from a scan and a set of diseases to a signed difference.
 
     It reads and draws squares of ``patch`` x ``patch`` pixels as channels (Shi et al. 2016, arXiv:1609.05158): with
-    patch 2 the costly first level runs at half the resolution.
+    patch 2 the costly first level runs at half the resolution. With ``attention`` it says twice what it sees, where
+    (a share of each pixel) and what, and the difference is their product.
     """
 
-    def __init__(self, *, num_diseases: int, width: int, patch: int) -> None:
+    def __init__(self, *, num_diseases: int, width: int, patch: int, attention: bool = False) -> None:
         """Build for ``num_diseases`` labels with ``width`` channels at the first of four levels."""
         super().__init__()
         self.patch = patch
+        self.attention = attention
         widths = [width << level for level in range(LEVELS)]
         self.down = nn.ModuleList([_double(patch**2 + num_diseases, width)])
         self.down.extend(_double(above, below) for above, below in pairwise(widths))
         self.up = nn.ModuleList(_double(below + above, above) for above, below in reversed(list(pairwise(widths))))
-        self.out = nn.Conv2d(width, patch**2, 3, padding=1)
+        self.out = nn.Conv2d(width, (1 + attention) * patch**2, 3, padding=1)
         with torch.no_grad():
             self.out.weight.mul_(0.1)  # start near "no difference", which is right for most pixels
+            if self.out.bias is not None:
+                self.out.bias[patch**2 :] = -2.0  # and near "nowhere"
 
     def forward(self, images: Tensor, diseases: Tensor) -> Tensor:
-        """Return the difference that the ``diseases`` make.
+        """Return the difference that the ``diseases`` make; see ``look``."""
+        return self.look(images, diseases)[0]
+
+    def look(self, images: Tensor, diseases: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the difference that the ``diseases`` make, and the logit of where they are.
 
         Shapes: ``images`` (N, 1, H, W) in [-1, 1], H and W multiples of 8 patches; ``diseases`` (N, K) in {0, 1};
-        result (N, 1, H, W) in [-1, 1].
+        difference (N, 1, H, W) in [-1, 1]; logit (N, 1, H, W), or (N, 0, H, W) without attention.
         """
         patches = pixel_unshuffle(images, self.patch)
         planes = diseases[:, :, None, None].expand(-1, -1, *patches.shape[2:])
@@ -64,7 +72,9 @@ class DifferenceGenerator(nn.Module):
         for block in self.up:
             larger = interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
             features = block(torch.cat([larger, skips.pop()], dim=1))
-        return torch.tanh(pixel_shuffle(self.out(features).float(), self.patch))
+        drawn = pixel_shuffle(self.out(features).float(), self.patch)
+        difference, where = torch.tanh(drawn[:, :1]), drawn[:, 1:]
+        return (difference * torch.sigmoid(where) if self.attention else difference), where
 
 
 class PatchDiscriminator(nn.Module):

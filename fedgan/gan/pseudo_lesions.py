@@ -1,4 +1,4 @@
-"""Pseudo-lesions: something foreign pasted into a normal scan, so that taking it out can be learned exactly.
+"""Pseudo-lesions: something foreign put into a normal scan, so that taking it out can be learned exactly.
 
 After foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197); ours are soft blobs inside the tissue, brighter,
 darker, or of another scan's texture, because real lesions are no squares.
@@ -73,3 +73,24 @@ def paste_pseudo_lesions(normal: Tensor, *, brighter: float, rng: torch.Generato
         used = (torch.rand(count, 1, 1, 1, generator=rng) < share_of_scans).float()
         pasted = pasted + used * tissue * _blob(tissue, rng) * ((scans + change).clamp(-1, 1) - scans)
     return pasted.clamp(-1, 1).to(normal.device)
+
+
+def transplant(normal: Tensor, differences: Tensor, *, rng: torch.Generator) -> Tensor:
+    """Return ``normal`` with lesions that were found in other scans: each scan with those of one of them.
+
+    What is faint beside the strongest part of a difference (under about a third of it, or 0.1) is taken for doubt and
+    stays behind; the rest is mirrored at times and made weaker or stronger, by 0.6 to 1.4.
+
+    Shapes: ``normal`` and result (N, 1, H, W) in [-1, 1]; ``differences`` (M, 1, H, W), signed; without any, nothing
+    is put in.
+    """
+    if not (len(normal) and len(differences)):
+        return normal
+    scans, found = normal.cpu(), differences.cpu()
+    strength = avg_pool2d(found.abs(), 3, 1, 1)
+    faint = (0.35 * strength.amax(dim=(1, 2, 3), keepdim=True)).clamp_min(0.1)
+    lesions = found * torch.sigmoid((strength - faint) / 0.05)
+    lesions = lesions[torch.randint(len(lesions), (len(scans),), generator=rng)]
+    mirrored = torch.rand(len(scans), 1, 1, 1, generator=rng) < 0.5
+    change = torch.where(mirrored, lesions.flip(-1), lesions) * _uniform(len(scans), 0.6, 1.4, rng)
+    return (scans + tissue_of(scans) * change).clamp(-1, 1).to(normal.device)

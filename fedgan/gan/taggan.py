@@ -10,6 +10,7 @@ moving average of the forward generator, which draws the maps.
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +18,42 @@ from torch import Tensor, nn
 from fedgan.gan import losses
 from fedgan.gan.augmentation import jitter
 from fedgan.gan.networks import DifferenceGenerator, DiseaseClassifier, PatchDiscriminator
-from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
+from fedgan.gan.pseudo_lesions import paste_pseudo_lesions, transplant
 from fedgan.records import Batch
 from fedgan.settings import TagGAN as TagGANSettings
+
+
+NOTICEABLE = 0.06
+"""A pseudo-lesion is where it changes a pixel by more than this, in units of [-1, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What both players look at in one step.
 
-    Shapes: scans and differences (N, 1, H, W), N of each class; ``asked`` and ``put_in`` (N, K) in {0, 1}.
+    Shapes: scans and differences (N, 1, H, W), N of each kind; ``asked`` and ``put_in`` (N, K) in {0, 1}.
     """
 
     batch: Batch
     asked: Tensor
-    """Diseases to take out of each abnormal scan: its own, and at times others."""
+    """Diseases to take out: of an abnormal scan its own and at times others, of an unlabelled one all."""
     put_in: Tensor
     """Diseases to put into each normal scan."""
-    abnormal_difference: Tensor
+    difference: Tensor
+    """Of the abnormal scans, then of the unlabelled ones."""
+    counterpart: Tensor
+    """The abnormal scans, then the unlabelled ones, without their diseases: whatever they are, it must be normal."""
     normal_difference: Tensor
     pasted: Tensor
     """Normal scans with pseudo-lesions."""
     pasted_difference: Tensor
+    normal_where: Tensor
+    """Logit of where the generator sees disease in each normal scan; (N, 0, H, W) without attention."""
+    pasted_where: Tensor
     returned: Tensor
-    """Counterparts with their diseases put back by the backward generator."""
+    """Counterparts of the abnormal scans with their diseases put back by the backward generator."""
     diseased: Tensor
     """Normal scans with diseases put in by the backward generator."""
-
-    @property
-    def counterpart(self) -> Tensor:
-        """Return the abnormal scans without their diseases."""
-        return self.batch.abnormal - self.abnormal_difference
 
 
 def ask_for(diseases: Tensor, rng: torch.Generator) -> Tensor:
@@ -70,11 +76,12 @@ class TagGAN(nn.Module):
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
         self.brighter = settings.brighter
+        self.transplants = settings.transplants
         self.ema_decay = settings.ema_decay
         self.num_diseases = num_diseases
-        shape = {"num_diseases": num_diseases, "width": settings.width, "patch": settings.patch}
-        self.forward_generator = DifferenceGenerator(**shape)
-        self.backward_generator = DifferenceGenerator(**shape)
+        generator = partial(DifferenceGenerator, num_diseases=num_diseases, width=settings.width, patch=settings.patch)
+        self.forward_generator = generator(attention=settings.weights.attention > 0)
+        self.backward_generator = generator()
         self.forward_average = copy.deepcopy(self.forward_generator).requires_grad_(False)
         self.normal_discriminator = PatchDiscriminator(width=settings.critic_width)
         self.abnormal_discriminator = PatchDiscriminator(width=settings.critic_width)
@@ -91,31 +98,59 @@ class TagGAN(nn.Module):
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run each generator once, over all scans that it is to see."""
-        asked = torch.maximum(batch.diseases, ask_for(batch.diseases, rng))
+        suspects = torch.cat([batch.abnormal, batch.unlabelled])
+        everything = batch.diseases.new_ones(len(batch.unlabelled), self.num_diseases)
+        asked = torch.cat([torch.maximum(batch.diseases, ask_for(batch.diseases, rng)), everything])
         put_in = ask_for(batch.diseases.new_empty(len(batch.normal), self.num_diseases), rng)
-        pasted = paste_pseudo_lesions(batch.normal, brighter=self.brighter, rng=rng)
-        abnormal, normal, restored = self.forward_generator(
-            torch.cat([batch.abnormal, batch.normal, pasted]), torch.cat([asked, put_in, put_in])
-        ).split([len(batch.abnormal), len(batch.normal), len(pasted)])
-        counterpart = batch.abnormal - abnormal
-        put_back, lesion = torch.zeros_like(abnormal), torch.zeros_like(normal)
+        pasted = self._paste(batch, rng)
+        differences, where = self.forward_generator.look(
+            torch.cat([suspects, batch.normal, pasted]), torch.cat([asked, put_in, put_in])
+        )
+        kinds = [len(suspects), len(batch.normal), len(pasted)]
+        suspected, normal, restored = torch.split(differences, kinds)
+        _, normal_where, pasted_where = torch.split(where, kinds)
+        counterpart = suspects - suspected
+        returned, diseased = counterpart[: len(batch.abnormal)], batch.normal
         if self.weights.cycle:
             put_back, lesion = self.backward_generator(
-                torch.cat([counterpart, batch.normal]), torch.cat([batch.diseases, put_in])
-            ).split([len(counterpart), len(batch.normal)])
+                torch.cat([returned, diseased]), torch.cat([batch.diseases, put_in])
+            ).split([len(returned), len(diseased)])
+            returned, diseased = returned + put_back, diseased + lesion
         return Scene(
-            batch, asked, put_in, abnormal, normal, pasted, restored, counterpart + put_back, batch.normal + lesion
+            batch=batch,
+            asked=asked,
+            put_in=put_in,
+            difference=suspected,
+            counterpart=counterpart,
+            normal_difference=normal,
+            pasted=pasted,
+            pasted_difference=restored,
+            normal_where=normal_where,
+            pasted_where=pasted_where,
+            returned=returned,
+            diseased=diseased,
         )
+
+    def _paste(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Return the normal scans with pseudo-lesions, made up or found in the abnormal ones."""
+        pasted = paste_pseudo_lesions(batch.normal, brighter=self.brighter, rng=rng)
+        if not (self.transplants and len(batch.abnormal)):
+            return pasted
+        with torch.no_grad():
+            found = self.difference(batch.abnormal, torch.ones_like(batch.diseases))
+        moved = transplant(batch.normal, found, rng=rng)
+        chosen = torch.rand(len(pasted), 1, 1, 1, generator=rng) < self.transplants
+        return torch.where(chosen.to(pasted.device), moved, pasted)
 
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return what the critics descend; a critic learns nothing at a site that lacks one of its sides."""
         abnormal, normal = scene.batch.abnormal, scene.batch.normal
         both = len(abnormal) and len(normal)
         terms = {}
-        if self.weights.adversarial and both:
+        if self.weights.adversarial and len(normal) and len(scene.counterpart):
             terms["normal_discriminator"] = self._tell(self.normal_discriminator, normal, scene.counterpart, rng)
-            if self.weights.cycle:
-                terms["abnormal_discriminator"] = self._tell(self.abnormal_discriminator, abnormal, scene.diseased, rng)
+        if self.weights.adversarial and self.weights.cycle and both:
+            terms["abnormal_discriminator"] = self._tell(self.abnormal_discriminator, abnormal, scene.diseased, rng)
         if self.weights.classifier and both:
             none = scene.batch.diseases.new_zeros(len(normal), self.num_diseases)
             logits = self.classifier(jitter(torch.cat([abnormal, normal]), rng))
@@ -128,7 +163,9 @@ class TagGAN(nn.Module):
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = self.game.discriminator(real_scores, fake_scores)
         if self.game.penalty:
-            loss = loss + self.game.penalty * losses.gradient_penalty(discriminator, real, fake, rng)
+            pairs = min(len(real), len(fake))
+            penalty = losses.gradient_penalty(discriminator, real[:pairs], fake[:pairs], rng)
+            loss = loss + self.game.penalty * penalty
         return loss
 
     def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
@@ -145,7 +182,7 @@ class TagGAN(nn.Module):
             ("cycle_abnormal", weights.cycle, scene.returned, lambda back: losses.cycle(batch.abnormal, back)),
             ("cycle_normal", weights.cycle, scene.diseased, lambda ill: self._cycle_normal(scene, ill)),
             ("identity", weights.identity, scene.normal_difference, losses.identity),
-            ("sparsity", weights.sparsity, scene.abnormal_difference, losses.sparsity),
+            ("sparsity", weights.sparsity, scene.difference, losses.sparsity),
             ("classifier", weights.classifier, scene.counterpart, lambda healed: self._persuade(scene, healed, rng)),
             (
                 "restoration",
@@ -153,6 +190,7 @@ class TagGAN(nn.Module):
                 scene.pasted_difference,
                 lambda found: losses.restoration(found, scene.pasted - batch.normal),
             ),
+            ("attention", weights.attention, scene.pasted_where, lambda where: self._attend(scene, where)),
         ]
         return {name: weight * term(scans) for name, weight, scans, term in terms if weight and len(scans)}
 
@@ -163,9 +201,16 @@ class TagGAN(nn.Module):
         """Return how far a normal scan is from itself after a disease was put in and taken out again."""
         return losses.cycle(scene.batch.normal, diseased - self.forward_generator(diseased, scene.put_in))
 
+    def _attend(self, scene: Scene, pasted_where: Tensor) -> Tensor:
+        """Return how wrongly the generator says where pseudo-lesions are, and that a normal scan has none."""
+        truth = (scene.pasted - scene.batch.normal).abs() > NOTICEABLE
+        return losses.attention(
+            torch.cat([pasted_where, scene.normal_where]), torch.cat([truth, torch.zeros_like(truth)])
+        )
+
     def _persuade(self, scene: Scene, counterpart: Tensor, rng: torch.Generator) -> Tensor:
         """Return how much disease the classifier still sees in the counterpart."""
-        none = torch.zeros_like(scene.batch.diseases)
+        none = counterpart.new_zeros(len(counterpart), self.num_diseases)
         return losses.disease_evidence(self.classifier(jitter(counterpart, rng)), none)
 
     @torch.no_grad()

@@ -39,8 +39,8 @@ def players_for(
     """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides."""
     device = next(iter(method.generators())).device.type
     return Players(
-        critics=Adam(method.critics(), critic_learning_rate, betas=betas),
-        generators=Adam(method.generators(), learning_rate, betas=betas),
+        critics=Adam(method.critics(), critic_learning_rate, betas=betas, fused=True),
+        generators=Adam(method.generators(), learning_rate, betas=betas, fused=True),
         arithmetic=partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16),
     )
 

@@ -26,7 +26,6 @@ from fedgan.results.scores import (
     best_dice,
     box_cover,
     dice,
-    dice_by_level,
     histograms,
     intersection_over_map_box,
     iou,
@@ -36,6 +35,7 @@ from fedgan.results.scores import (
     precision,
     recall,
 )
+from fedgan.results.thresholds import Choose, Threshold
 
 Kind = Literal["federated", "local", "pooled", "control"]
 
@@ -82,7 +82,7 @@ def score(reading: Reading, *, threshold: float | None, bootstrap: Bootstrap) ->
     Each figure has an interval over the patients who count for it.
 
     Args:
-        threshold: from ``choose_threshold`` on validation scans; a pixel at the threshold is found. None leaves out
+        threshold: chosen on validation scans, see thresholds.py; a pixel at the threshold is found. None leaves out
             the figures that need one.
     """
     labelled = reading.where(reading.cohort.status != UNLABELLED)
@@ -110,24 +110,22 @@ def score(reading: Reading, *, threshold: float | None, bootstrap: Bootstrap) ->
 
 
 def score_arm(
-    name: str, kind: Kind, reading: Reading, *, steps: int | None, threshold: float | None, bootstrap: Bootstrap
+    name: str, kind: Kind, reading: Reading, *, steps: int | None, threshold: Threshold, bootstrap: Bootstrap
 ) -> Arm:
     """Return an arm's figures over all sites' scans and over each site's, sites by name; see ``score``."""
     per_site = {}
     for site in sorted(set(reading.cohort.sites)):
         part = reading.where(torch.tensor([site == other for other in reading.cohort.sites]))
-        per_site[site] = score(part, threshold=threshold, bootstrap=bootstrap)
-    overall = score(reading, threshold=threshold, bootstrap=bootstrap)
-    return Arm(name=name, kind=kind, steps=steps, threshold=threshold, overall=overall, per_site=per_site)
-
-
-def choose_threshold(reading: Reading) -> float | None:
-    """Return the threshold of the largest pooled Dice, or None without a mask; meant for validation scans."""
-    pixels = Pixels.of(reading.maps, reading.cohort)
-    if pixels is None:
-        return None
-    levels = pixels.levels()
-    return float(levels[dice_by_level(pixels.pooled(levels)).argmax()])
+        per_site[site] = score(part, threshold=threshold.value, bootstrap=bootstrap)
+    return Arm(
+        name=name,
+        kind=kind,
+        steps=steps,
+        threshold=threshold.value,
+        threshold_by=threshold.chosen_by,
+        overall=score(reading, threshold=threshold.value, bootstrap=bootstrap),
+        per_site=per_site,
+    )
 
 
 def pixel_ap(reading: Reading) -> float | None:
@@ -170,11 +168,14 @@ def _same_scans(a: Cohort, b: Cohort) -> bool:
     return patient_keys(a) == patient_keys(b) and torch.equal(a.masks, b.masks) and torch.equal(a.has_mask, b.has_mask)
 
 
-def controls(test: Cohort, val: Cohort, *, bootstrap: Bootstrap) -> tuple[Arm, ...]:
-    """Return what needs no model: brightness as the map, smoothed ever more; and a map that is 1 everywhere."""
+def controls(test: Cohort, val: Cohort, *, choose: Choose, bootstrap: Bootstrap) -> tuple[Arm, ...]:
+    """Return what needs no model: brightness as the map, smoothed ever more; and a map that is 1 everywhere.
+
+    Each has a threshold of its own, which ``choose`` chooses on the scans of ``val``.
+    """
     arms = []
     for name, read in _CONTROLS.items():
-        threshold = choose_threshold(read(val))
+        threshold = choose(read(val).maps, val)
         arms.append(score_arm(name, "control", read(test), steps=None, threshold=threshold, bootstrap=bootstrap))
     return tuple(arms)
 

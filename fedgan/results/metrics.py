@@ -39,7 +39,7 @@ class Scores(_Frozen):
     best_dice: Estimate | None
     """Largest pooled Dice over all thresholds: an oracle, it looks at the masks it is scored on."""
     dice: Estimate | None
-    """Pooled Dice at the threshold chosen on the validation split."""
+    """Pooled Dice at the threshold chosen on the validation split; null without one."""
     iou: Estimate | None
     """Pooled intersection over union at that threshold."""
     poi: Estimate | None
@@ -67,7 +67,9 @@ class Arm(_Frozen):
     steps: int | None
     """Local steps along this model's path; null for a control."""
     threshold: Share | None
-    """Of the best Dice on the arm's validation scans, all its sites' pooled; null where none has a mask."""
+    """Least evidence of a pixel that is found, from the arm's validation scans, all its sites' pooled; null if none."""
+    threshold_by: str
+    """How it was chosen, or why there is none, in words."""
     overall: Scores
     """All sites' test scans pooled."""
     per_site: dict[str, Scores]
@@ -100,7 +102,10 @@ class Round(_Frozen):
     losses: dict[str, dict[str, float]]
     """Site to mean loss by name, over the round's local steps."""
     validation: dict[str, dict[str, float]]
-    """Site to score by name, of the model this round *produced*; empty until it was scored."""
+    """Site to score by name, of the model this round *produced*; empty until it was scored.
+
+    ``pixel_ap`` and ``image_auroc`` as in ``Scores``; ``aucp`` is the pseudo-AUC of ``fedgan.results.reading.aucp``.
+    """
 
 
 class Metrics(_Frozen):
@@ -120,6 +125,8 @@ class Metrics(_Frozen):
     """Site to number of ``train``, ``val`` and ``test`` scans and ``patients``."""
     num_parameters: dict[str, int]
     """Network to number of trainable parameters."""
+    ended: str
+    """After which round the training ended, and why there if it ended early, in words."""
     chosen_round: int
     """Round whose model is the result."""
     chosen_by: str

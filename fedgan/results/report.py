@@ -140,7 +140,7 @@ def _label(name: str) -> str:
     ('AP, all pixels', 'weight decay')
     """
     labels = {key: f"{label}, {group.lower()}" for group, columns in HEADINGS.items() for key, label in columns.items()}
-    return labels.get(name, name.replace("_", " "))
+    return (labels | {"aucp": "AUCp, scans"}).get(name, name.replace("_", " "))
 
 
 def _fraction(value: float) -> str:
@@ -200,7 +200,8 @@ def _tables(metrics: Metrics) -> dict[str, list[list[_Row]]]:
 
 def _note(arm: Arm) -> str:
     steps = [] if arm.steps is None else [f"{arm.steps} local steps"]
-    return ", ".join([*steps, "no threshold" if arm.threshold is None else f"threshold {arm.threshold:.3f}"])
+    threshold = f"no threshold: {arm.threshold_by}" if arm.threshold is None else f"threshold {arm.threshold:.3f}"
+    return ", ".join([*steps, threshold])
 
 
 def _charts(metrics: Metrics, kind: str) -> list[_Chart]:

@@ -13,23 +13,29 @@ from fedgan.simulation import networks_for, open_folder
 
 
 @pytest.fixture
-def model(tiny, tmp_path):
-    """The folder of a model whose difference is tanh(1) at every pixel."""
+def release(tiny, tmp_path):
+    """Leave a model behind whose difference is tanh(1) at every pixel, and say where."""
     settings = tiny("model.map_smoothing=0")
     networks = networks_for(settings)
     out = networks.forward_average.out
     with torch.no_grad():
         out.weight.zero_()
         out.bias.fill_(1.0)
-    open_folder(settings, tmp_path / "run").release(GlobalModel(1, weights_of(networks)), threshold=0.9)
-    return tmp_path / "run" / "model"
+    folder = open_folder(settings, tmp_path / "run")
+
+    def release(**card):
+        folder.release(GlobalModel(1, weights_of(networks)), threshold=0.9, **card)
+        return folder.path / "model"
+
+    return release
 
 
 @pytest.fixture
-def draw(model, tmp_path):
+def draw(release, tmp_path):
     """Draw maps into the folder ``maps``."""
 
-    def run(*words):
+    def run(*words, **card):
+        model = release(**card)
         return fed_client(["--site", "A", "map", "--model", str(model), "--out", str(tmp_path / "maps"), *words])
 
     return run
@@ -82,7 +88,24 @@ def test_slices_of_a_volume_become_a_map_each_with_its_area(draw, tmp_path, caps
     assert drawn(tmp_path) == ["brain-0-map.png", "brain-2-map.png"]
     # 1 - exp(-tanh(1) / 0.25) everywhere; padded to a square a slice is 80 x 120 mm.
     assert all("evidence 0.952 on average, 0.952 at most, 9600 mm2 above the threshold" in line for line in lines[:2])
-    assert lines[2:] == ["For research. Not for diagnosis."]
+    assert lines[3:] == ["For research. Not for diagnosis."]
+
+
+@pytest.mark.parametrize(
+    ("table", "place"), [([0.1, 0.2], "all"), ([0.99, 0.999], "none"), ([0.932, 0.972], "about 51 %")]
+)
+def test_a_score_is_told_beside_those_of_normal_scans(draw, tmp_path, capsys, table, place):
+    draw(save_picture(tmp_path / "a.png"), normal_scores=table)
+
+    line, last = capsys.readouterr().out.splitlines()
+    assert f"evidence 0.952 on average (higher than {place} of the normal validation scans), 0.952 at most" in line
+    assert last == "For research. Not for diagnosis."
+
+
+def test_without_a_table_of_normal_scores_it_says_why(draw, tmp_path, capsys):
+    draw(save_picture(tmp_path / "a.png"), no_normal_scores="fewer than 10 were normal")
+
+    assert capsys.readouterr().out.splitlines()[1] == "No place among normal scans: fewer than 10 were normal."
 
 
 def test_a_disease_that_the_model_does_not_know_ends_in_one_message(draw, tmp_path, capsys):

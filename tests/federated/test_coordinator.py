@@ -57,6 +57,17 @@ def test_a_finished_run_asks_nobody():
     assert sites.tasks == []
 
 
+def test_a_run_ends_before_the_round_that_nobody_needs():
+    sites, kept = Recording(A=1.0), []
+    plan = Plan(rounds=9, local_steps=5, quorum=1, aggregate=fedavg)
+
+    model = run_rounds(
+        UNTRAINED, sites, plan, keep=lambda model, _: kept.append(model.round), enough=lambda: kept == [1, 2]
+    )
+
+    assert (model.round, kept, len(sites.tasks)) == (2, [1, 2], 2)
+
+
 def test_a_round_goes_on_without_a_site_as_long_as_the_quorum_is_met():
     model = run(Recording(A=2.0, B="Diverged"), rounds=1)
 

@@ -49,7 +49,7 @@ def test_a_task_without_steps_is_scored_and_sends_no_delta(site_of):
     update = site.answer(RoundTask(untrained(site), local_steps=0))
 
     assert update.delta == {}
-    assert set(update.metrics) == {"validation/pixel_ap", "validation/image_auroc"}
+    assert set(update.metrics) == {"validation/pixel_ap", "validation/image_auroc", "validation/aucp"}
 
 
 def test_an_update_counts_the_training_scans(site_of):

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
+from fedgan.gan.pseudo_lesions import paste_pseudo_lesions, transplant
 
 
 def head(count: int, size: int = 32) -> torch.Tensor:
@@ -49,3 +49,37 @@ def test_pasted_scans_stay_in_range_and_come_from_the_stream_alone(seed):
 
     assert torch.equal(first, second)
     assert first.abs().max() <= 1
+
+
+def found_lesion(count: int) -> torch.Tensor:
+    """A difference of 0.5 in a square left of the middle, and of 0.05 everywhere else."""
+    difference = torch.full((count, 1, 32, 32), 0.05)
+    difference[..., 12:20, 6:12] = 0.5
+    return difference
+
+
+def test_a_transplant_puts_in_what_was_found_and_leaves_doubt_behind():
+    scans = head(8)
+
+    change = transplant(scans, found_lesion(3), rng=torch.Generator().manual_seed(0)) - scans
+
+    inside = torch.maximum(change, change.flip(-1))[..., 14:18, 8:10]
+    assert inside.min() > 0.2
+    assert change[..., 22:, :].abs().max() < 0.01
+    assert (change.flatten(1).sum(dim=1) > 0).all()
+
+
+def test_transplants_stay_in_tissue_and_in_range():
+    scans = head(4)
+
+    moved = transplant(scans, torch.full((2, 1, 32, 32), 3.0), rng=torch.Generator())
+
+    assert (moved[:, :, :4, :4] == -1).all()
+    assert moved.max() == 1
+
+
+def test_nothing_is_transplanted_where_nothing_was_found():
+    scans = head(4)
+
+    assert torch.equal(transplant(scans, found_lesion(2)[:0], rng=torch.Generator()), scans)
+    assert torch.equal(transplant(scans, torch.zeros(2, 1, 32, 32), rng=torch.Generator()), scans)

@@ -16,10 +16,11 @@ def networks_of(settings):
     return build_networks(settings.model, num_diseases=2, seed=0, device=CPU)
 
 
-def batch_of(abnormal: int, normal: int, seed: int = 0) -> Batch:
+def batch_of(abnormal: int, normal: int, unlabelled: int = 0, seed: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
-    scans = torch.rand(abnormal + normal, 1, 32, 32, generator=rng) * 2 - 1
-    return Batch(scans[:abnormal], scans[abnormal:], torch.eye(2)[torch.arange(abnormal) % 2], scans[:0])
+    scans = torch.rand(abnormal + normal + unlabelled, 1, 32, 32, generator=rng) * 2 - 1
+    ill, well, unknown = scans.split([abnormal, normal, unlabelled])
+    return Batch(ill, well, torch.eye(2)[torch.arange(abnormal) % 2], unknown)
 
 
 def step(networks, batch, seed=0):
@@ -56,7 +57,7 @@ def test_the_counterpart_is_the_scan_minus_the_difference(tiny):
 
     scene = networks.imagine(batch, torch.Generator())
 
-    assert torch.equal(scene.counterpart, batch.abnormal - scene.abnormal_difference)
+    assert torch.equal(scene.counterpart, batch.abnormal - scene.difference)
 
 
 def test_a_scan_is_always_asked_for_its_own_disease(tiny):
@@ -100,6 +101,47 @@ def test_a_site_of_abnormal_scans_trains_against_the_critics_of_others(tiny):
 
     assert not [name for name in losses if name.startswith("critic")]
     assert {"sparsity", "classifier", "adversarial_normal", "cycle_abnormal"} <= set(losses)
+
+
+def test_an_unlabelled_scan_is_healed_of_everything_and_never_shown_to_the_classifier_as_either(tiny):
+    networks, batch = networks_of(tiny()), batch_of(2, 3, unlabelled=4)
+
+    scene = networks.imagine(batch, torch.Generator().manual_seed(0))
+
+    assert scene.counterpart.shape == (6, 1, 32, 32)
+    assert scene.asked[2:].all()
+    shown = []
+    networks.classifier.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    networks.critic_terms(scene, torch.Generator())
+    assert shown == [2 + 3]
+
+
+@pytest.mark.parametrize("game", ["lsgan", "hinge", "wgan_gp"])
+def test_a_site_of_unlabelled_and_normal_scans_trains_the_discriminator_and_no_classifier(tiny, game):
+    losses = step(networks_of(tiny(f"model.adversarial={game}")), batch_of(0, 2, unlabelled=3))
+
+    assert [name for name in losses if name.startswith("critic")] == ["critic_normal_discriminator"]
+    assert {"sparsity", "classifier", "adversarial_normal", "identity", "restoration"} <= set(losses)
+
+
+def test_attention_gates_the_difference(tiny):
+    networks, scans = networks_of(tiny("model=tagsagan")), batch_of(2, 0).abnormal
+
+    difference, where = networks.forward_generator.look(scans, torch.ones(2, 2))
+    with torch.no_grad():
+        networks.forward_generator.out.bias[networks.forward_generator.patch**2 :] = -100
+    nowhere, _ = networks.forward_generator.look(scans, torch.ones(2, 2))
+
+    assert where.shape == difference.shape == (2, 1, 32, 32)
+    assert difference.abs().max() > 0 == nowhere.abs().max()
+
+
+def test_attention_learns_where_pseudo_lesions_are(tiny):
+    networks, batch = networks_of(tiny("model=tagsagan")), batch_of(0, 4)
+
+    losses = [step(networks, batch, seed=0)["attention"] for _ in range(8)]
+
+    assert losses[-1] < losses[0]
 
 
 def test_the_average_moves_a_share_of_the_way_to_the_generator(tiny):

@@ -1,6 +1,7 @@
 """Arms of phantoms: scored overall and per site, compared on the same patients, beside controls without a model."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fedgan.cohort.cohort import pool
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.results.bootstrap import Bootstrap
 from fedgan.results.evaluation import Reading, compare, controls, pixel_ap, score, score_arm
+from fedgan.results.thresholds import Threshold, by_masks, by_normals
 
 BOOTSTRAP = Bootstrap(resamplings=200, seed=0)
 
@@ -43,10 +45,12 @@ def bright_lesions(cohort):
 def test_an_arm_is_scored_overall_and_at_each_site():
     reading = blurred(phantoms(), noise=3)
 
-    arm = score_arm("federated", "federated", reading, steps=10, threshold=0.6, bootstrap=BOOTSTRAP)
+    arm = score_arm(
+        "federated", "federated", reading, steps=10, threshold=Threshold(0.6, "a guess"), bootstrap=BOOTSTRAP
+    )
 
     at_a = reading.where(torch.tensor([site == "A" for site in reading.cohort.sites]))
-    assert (arm.steps, arm.threshold, list(arm.per_site)) == (10, 0.6, ["A", "B"])
+    assert (arm.steps, arm.threshold, arm.threshold_by, list(arm.per_site)) == (10, 0.6, "a guess", ["A", "B"])
     assert arm.overall == score(reading, threshold=0.6, bootstrap=BOOTSTRAP)
     assert arm.per_site["A"] == score(at_a, threshold=0.6, bootstrap=BOOTSTRAP)
 
@@ -116,7 +120,7 @@ def test_there_is_no_comparison_without_masks_or_resamplings():
 def test_brightness_finds_a_bright_lesion_and_ones_find_everything():
     cohort = bright_lesions(phantoms())
 
-    arms = {arm.name: arm for arm in controls(cohort, cohort, bootstrap=BOOTSTRAP)}
+    arms = {arm.name: arm for arm in controls(cohort, cohort, choose=by_masks, bootstrap=BOOTSTRAP)}
 
     assert list(arms) == ["brightness 0 px", "brightness 1 px", "brightness 2 px", "brightness 4 px", "all ones"]
     assert {(arm.kind, arm.steps) for arm in arms.values()} == {("control", None)}
@@ -129,16 +133,29 @@ def test_controls_are_smoothed_in_proportion_to_the_scan():
     cohort = bright_lesions(phantoms())
     doubled = bright_lesions(replace(cohort, masks=cohort.masks.repeat_interleave(2, 1).repeat_interleave(2, 2)))
 
-    small, large = (controls(each, each, bootstrap=Bootstrap(0, 0))[3] for each in (cohort, doubled))
+    small, large = (controls(each, each, choose=by_masks, bootstrap=Bootstrap(0, 0))[3] for each in (cohort, doubled))
 
     assert large.overall.pixel_ap.value == pytest.approx(small.overall.pixel_ap.value, abs=0.02)
     assert large.threshold == pytest.approx(small.threshold, abs=0.02)
 
 
+def test_controls_have_their_thresholds_chosen_as_the_arms_have():
+    cohort = bright_lesions(phantoms())
+
+    brightness, *_, everywhere = controls(
+        cohort, cohort, choose=partial(by_normals, false_positives=0.01), bootstrap=Bootstrap(0, 0)
+    )
+
+    assert brightness.threshold == pytest.approx(0.25)
+    assert brightness.overall.dice.value == 1
+    assert (everywhere.threshold, everywhere.overall.dice) == (None, None)
+    assert "as much evidence as there can be" in everywhere.threshold_by
+
+
 def test_controls_without_validation_scans_have_no_threshold():
     cohort = phantoms()
 
-    arms = controls(cohort, cohort.take([]), bootstrap=BOOTSTRAP)
+    arms = controls(cohort, cohort.take([]), choose=by_masks, bootstrap=BOOTSTRAP)
 
     assert all(arm.threshold is None and arm.overall.dice is None for arm in arms)
     assert all(arm.overall.pixel_ap is not None for arm in arms)

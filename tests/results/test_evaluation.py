@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score
 
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.results.bootstrap import Bootstrap
-from fedgan.results.evaluation import Reading, choose_threshold, pixel_ap, score
+from fedgan.results.evaluation import Reading, pixel_ap, score
+from fedgan.results.thresholds import by_masks
 
 BOOTSTRAP = Bootstrap(resamplings=200, seed=0)
 PIXEL_FIGURES = ("pixel_ap", "best_dice", "dice", "iou", "poi", "pixel_precision", "aupro")
@@ -99,7 +100,7 @@ def test_figures_of_six_pixels_are_those_counted_by_hand():
 
 
 def test_the_chosen_threshold_reaches_the_best_dice_on_the_same_scans():
-    threshold = choose_threshold(SMALL)
+    threshold = by_masks(SMALL.maps, SMALL.cohort).value
 
     scores = score(SMALL, threshold=threshold, bootstrap=BOOTSTRAP)
 
@@ -205,7 +206,7 @@ def test_unlabelled_scans_never_count():
 
     assert score(partly, threshold=0.5, bootstrap=BOOTSTRAP) == score(without, threshold=0.5, bootstrap=BOOTSTRAP)
     assert pixel_ap(partly) == pixel_ap(without)
-    assert choose_threshold(partly) == choose_threshold(without)
+    assert by_masks(partly.maps, partly.cohort) == by_masks(without.maps, without.cohort)
 
 
 def test_an_abnormal_scan_without_a_mask_counts_for_its_score_alone():
@@ -228,7 +229,7 @@ def test_figures_that_cannot_be_had_are_null():
     assert all(getattr(scores, name) is None for name in (*PIXEL_FIGURES, *SCAN_FIGURES))
     assert all(getattr(scores, name) is not None for name in IMAGE_FIGURES)
     assert pixel_ap(reading) is None
-    assert choose_threshold(reading) is None
+    assert by_masks(reading.maps, no_masks).value is None
 
 
 def test_a_site_of_one_class_has_no_image_figures_but_has_pixel_figures():

@@ -78,8 +78,8 @@ def scores(start: float, **known: Estimate | None) -> Scores:
 
 
 def arm(name: str, kind: str, start: float, **known: object) -> Arm:
-    per_site = {"A": scores(start + 0.02), "B": scores(start + 0.04)}
-    made = Arm(name=name, kind=kind, steps=40, threshold=0.321, overall=scores(start), per_site=per_site)
+    found = {"overall": scores(start), "per_site": {"A": scores(start + 0.02), "B": scores(start + 0.04)}}
+    made = Arm(name=name, kind=kind, steps=40, threshold=0.321, threshold_by="luck", **found)
     return made.model_copy(update=known)
 
 
@@ -90,7 +90,7 @@ def one_round(number: int, **known: object) -> Round:
         trained=("A", "B"),
         failed={},
         losses={"A": {"cycle": 0.5 / number, "critic_normal": -0.25}, "B": {"cycle": 0.4 / number}},
-        validation={"A": {"pixel_ap": 0.1 * number}, "B": {"pixel_ap": 0.05 * number}},
+        validation={"A": {"pixel_ap": 0.1 * number}, "B": {"pixel_ap": 0.05 * number, "aucp": 0.7}},
     )
     return made.model_copy(update=known)
 
@@ -104,6 +104,7 @@ METRICS = Metrics(
     seconds=3723.0,
     sites={"A": {"train": 101, "val": 11, "test": 12, "patients": 31}, "B": {"train": 102, "val": 13, "test": 14}},
     num_parameters={"generator": 1234567},
+    ended="after round 3 of 9: it stood still",
     chosen_round=2,
     chosen_by="best mean pixel AP on validation",
     rounds=(one_round(1), one_round(2), one_round(3, trained=("A",), failed={"B": "Diverged"}, losses={})),
@@ -175,7 +176,8 @@ def test_what_was_run_is_told_and_every_figure_defined(tmp_path):
 
     told = "For research. Not for diagnosis.|2 sites trained one model in 3 rounds|2026-01-02 03:04 UTC|Seed17"
     more = "1 h 2 min 3 s|a processor, 2 threads|2 of 3: best mean pixel AP on validation|1,234,567|fedgan 0.1.0"
-    assert [text for text in f"{told}|{more}".split("|") if text not in words] == []
+    how = "endedafter round 3 of 9: it stood still|maps0.321: luck|scans known to be normal against all others"
+    assert [text for text in f"{told}|{more}|{how}".split("|") if text not in words] == []
     assert all(Scores.model_fields[name].description in words for name in FIGURES)
 
 
@@ -189,9 +191,9 @@ def test_every_count_loss_and_validation_score_can_be_read(tmp_path):
         "A": ["101", "11", "12", "31"],
         "B": ["102", "13", "14", "–"],  # noqa: RUF001
     }
-    assert kept[0][4:] == ["loss: critic normal", "loss: cycle", "validation: AP, all pixels"]
-    assert kept[1] == ["1", "1 min 1 s", "A", "yes", "-0.25", "0.5", "0.1"]
-    assert kept[6] == ["3", "1 min 1 s", "B", "Diverged", "–", "–", "0.15"]  # noqa: RUF001
+    assert kept[0][5:] == ["loss: cycle", "validation: AP, all pixels", "validation: AUCp, scans"]
+    assert kept[1] == ["1", "1 min 1 s", "A", "yes", "-0.25", "0.5", "0.1", "–"]  # noqa: RUF001
+    assert kept[6] == ["3", "1 min 1 s", "B", "Diverged", "–", "–", "0.15", "0.7"]  # noqa: RUF001
 
 
 def test_comparisons_claim_no_more_than_their_intervals(tmp_path):
@@ -204,15 +206,14 @@ def test_comparisons_claim_no_more_than_their_intervals(tmp_path):
 
 
 def test_a_figure_that_cannot_be_had_is_a_dash_and_never_a_zero(tmp_path):
-    bare = scores(0.5, **dict.fromkeys(FIGURES))
-    metrics = METRICS.model_copy(
-        update={"arms": (arm("federated", "federated", 0.5, overall=bare, threshold=None),), "controls": ()}
-    )
+    none = {"overall": scores(0.5, **dict.fromkeys(FIGURES)), "threshold": None, "threshold_by": "no normal scan"}
+    arms = (arm("federated", "federated", 0.5, **none), arm("local A", "local", 0.5, **none))
 
-    page = report(tmp_path, metrics)
+    page = report(tmp_path, METRICS.model_copy(update={"arms": arms}))
 
     assert page.rows(0)["All sites 20 scans, 7 patients, 9 masks"] == ["–"] * len(FIGURES)  # noqa: RUF001
-    assert "cannot be said" in page.words
+    assert all(said in page.words for said in ("cannot be said", "none: no normal scan"))
+    assert "local A 40 local steps, no threshold: no normal scan" in page.rows(1)
 
 
 def test_a_score_without_an_interval_stands_alone(tmp_path):
@@ -248,7 +249,7 @@ def test_every_picture_says_what_it_shows(tmp_path):
 def test_the_chosen_round_is_marked_on_the_validation_curves_alone(tmp_path):
     classes = report(tmp_path).classes
 
-    assert classes.count("chosen") == 2  # in the one chart of a validation score, and in its legend
+    assert classes.count("chosen") == 3  # in the two charts of a validation score, and in their legend
 
 
 def test_a_curve_breaks_off_where_a_site_did_not_train(tmp_path):
