@@ -136,7 +136,7 @@ def test_all_mistakes_are_listed_at_once():
         ("model.kind=vagan", "model: unknown kind; choose one of 'taggan', 'sagan'"),
         ("model.grid=2", "model.grid: unknown setting here; it belongs to model=sagan or model=sagan_released"),
         ("data.kind=scans", "data: unknown kind; choose one of 'phantoms', 'manifest'"),
-        ("data={size: 32}", "data: unknown choice {'size': 32}; choose one of lgg, manifest, phantoms"),
+        ("data={size: 32}", "data: unknown choice {'size': 32}; choose one of cxr, lgg, manifest, phantoms"),
         ("model@other=taggan", "model: not a setting; write KEY=VALUE"),
         ("=3", "=3: not a setting; write KEY=VALUE"),
         ("a[0]=3", "a[0]=3: not a setting; write KEY=VALUE"),
@@ -180,12 +180,12 @@ def test_patience_without_a_score_to_go_by_is_refused():
 def test_a_setting_of_another_choice_says_which_choice_has_it():
     (line,) = refusal("data.cache=folder")
 
-    assert line.startswith("data.cache: unknown setting here; it belongs to data=lgg or data=manifest")
+    assert line.startswith("data.cache: unknown setting here; it belongs to data=cxr or data=lgg or data=manifest")
 
 
 def test_what_hangs_on_a_choice_that_cannot_be_made_is_not_judged():
     assert refusal("data=brain", "data.root=folder") == [
-        "data: unknown choice brain; choose one of lgg, manifest, phantoms"
+        "data: unknown choice brain; choose one of cxr, lgg, manifest, phantoms"
     ]
     (line,) = refusal("experiment=study", "data.root=folder")
     assert line.startswith("experiment: unknown choice study; choose one of ")
@@ -280,12 +280,12 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_the_help_knows_every_setting_its_default_and_its_meaning():
     rows = {key: (default, meaning) for key, default, meaning in config.describe("simulate", Simulation)}
 
-    assert rows["data"] == ("phantoms", "One of lgg, manifest, phantoms.")
+    assert rows["data"] == ("phantoms", "One of cxr, lgg, manifest, phantoms.")
     assert rows["experiment"][0] == "null"
     assert rows["quorum"] == ("2", "Updates a round needs.")
     assert rows["engine"][1].endswith("One of process, flower.")
     assert rows["data.root"][0] == "required"
-    assert rows["data.root"][1].endswith("Only with data=lgg or data=manifest.")
+    assert rows["data.root"][1].endswith("Only with data=cxr or data=lgg or data=manifest.")
     assert set(config._flat(config.load("simulate", Simulation, []).model_dump())) <= rows.keys() | {
         "model.kind",
         "data.kind",

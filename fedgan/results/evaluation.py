@@ -4,7 +4,7 @@ The formulas are in scores.py, the intervals in bootstrap.py, the pixels in pixe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from fedgan.cohort.cohort import ABNORMAL, UNLABELLED, Cohort
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.results.bootstrap import PERCENTILES, Bootstrap, patient_keys, patient_numbers, sum_by_patient
 from fedgan.results.metrics import Arm, Comparison, Estimate, Scores
 from fedgan.results.pixels import Pixels
@@ -104,6 +104,7 @@ def score(reading: Reading, *, threshold: float | None, bootstrap: Bootstrap) ->
         aupro=aupro,
         pointing_game=bootstrap.estimate(mean, _pointed(abnormal)),
         iobb=None if threshold is None else bootstrap.estimate(mean, _boxed(abnormal, threshold)),
+        box_ap=_over_boxes(labelled, bootstrap),
         image_auroc=image_auroc,
         image_ap=image_ap,
     )
@@ -207,6 +208,18 @@ def _over_thresholds(pixels: Pixels, bootstrap: Bootstrap) -> tuple[Estimate | N
         bootstrap.estimate(best_dice, sums, value=float(best_dice(pooled))),
         bootstrap.estimate(aupro, sums[:, regions_and_normal], value=float(aupro(pooled[regions_and_normal]))),
     )
+
+
+def _over_boxes(labelled: Reading, bootstrap: Bootstrap) -> Estimate | None:
+    """Return the average precision of pixels with boxes in place of masks, None without a box."""
+    cohort = labelled.cohort
+    is_known = (cohort.status == NORMAL) | torch.tensor([bool(boxes) for boxes in cohort.boxes], dtype=torch.bool)
+    covers = torch.from_numpy(_box_covers(cohort) >= 0.5) & (cohort.status == ABNORMAL)[:, None, None]
+    pixels = Pixels.of(labelled.maps, replace(cohort, masks=covers, has_mask=is_known))
+    if pixels is None:
+        return None
+    sums = pixels.histograms(pixels.levels(most=LEVELS))
+    return bootstrap.estimate(average_precision, sums, value=pixels.average_precision())
 
 
 def _pointed(abnormal: Reading) -> Sums | None:

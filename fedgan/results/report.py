@@ -19,7 +19,7 @@ from fedgan.results.pictures import Example, panel
 HEADINGS: Mapping[str, Mapping[str, str]] = {
     "All pixels": {"pixel_ap": "AP", "best_dice": "Best Dice"},
     "Pixels at the threshold": {"dice": "Dice", "iou": "IoU", "poi": "PoI", "pixel_precision": "Precision"},
-    "Regions": {"aupro": "AUPRO", "pointing_game": "Pointing game", "iobb": "IoBB"},
+    "Regions": {"aupro": "AUPRO", "pointing_game": "Pointing game", "iobb": "IoBB", "box_ap": "Box AP"},
     "Scans": {"image_auroc": "AUROC", "image_ap": "AP"},
 }
 """What the columns of the score tables are called: group to field of ``Scores`` to heading."""

@@ -16,7 +16,7 @@ from fedgan.results.thresholds import by_masks
 
 BOOTSTRAP = Bootstrap(resamplings=200, seed=0)
 PIXEL_FIGURES = ("pixel_ap", "best_dice", "dice", "iou", "poi", "pixel_precision", "aupro")
-SCAN_FIGURES = ("pointing_game", "iobb")
+SCAN_FIGURES = ("pointing_game", "iobb", "box_ap")
 IMAGE_FIGURES = ("image_auroc", "image_ap")
 
 
@@ -93,6 +93,7 @@ def test_figures_of_six_pixels_are_those_counted_by_hand():
             "aupro": (0.25 * 0.5 + 0.05 * 1.0) / 0.3,
             "pointing_game": 1.0,
             "iobb": None,
+            "box_ap": None,
             "image_auroc": 1.0,
             "image_ap": 1.0,
         }
@@ -192,7 +193,7 @@ def test_the_mask_itself_is_a_perfect_map():
     scores = score(reading_of(cohort.masks.float(), cohort), threshold=0.5, bootstrap=BOOTSTRAP)
 
     perfect = values_of(scores)
-    assert perfect.pop("iobb") is None
+    assert perfect.pop("iobb") is perfect.pop("box_ap") is None
     assert set(perfect.values()) == {1.0}
     assert (scores.pixel_ap.low, scores.pixel_ap.high) == (1.0, 1.0)
 
@@ -263,6 +264,21 @@ def test_boxes_stand_in_for_a_mask_in_pointing_and_decide_iobb():
     assert scores.pointing_game.value == pytest.approx(2 / 3)
     assert scores.iobb.value == pytest.approx(1 / 3)
     assert scores.pixel_ap is None
+
+
+def test_box_ap_takes_boxes_for_masks_and_leaves_out_abnormal_scans_without_one():
+    cohort = cohort_of(
+        torch.zeros(3, 1, 2),
+        [ABNORMAL, NORMAL, ABNORMAL],
+        has_mask=[False, True, False],
+        boxes=(((0.0, 0.0, 1.0, 1.0),), (), ()),
+    )
+
+    scores = score(
+        reading_of([[[0.8, 0.1]], [[0.9, 0.2]], [[1.0, 1.0]]], cohort), threshold=None, bootstrap=BOOTSTRAP
+    )
+
+    assert scores.box_ap.value == pytest.approx(1 / 2)
 
 
 def test_patients_of_the_same_name_at_two_sites_are_two():
