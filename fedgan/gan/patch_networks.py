@@ -7,7 +7,6 @@ and never calls ``eval()``, so it never uses them. Thus every tensor is a weight
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +20,37 @@ NORMS: dict[str, Callable[[int], int]] = {
 }
 """Groups in which so many channels are normalised, by the setting's name."""
 
-Norm = Callable[..., nn.GroupNorm]
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What the generator's layers are made of."""
 
-def _norm(groups: Callable[[int], int], channels: int, *, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(groups(channels), channels, affine=affine)
+    groups: Callable[[int], int]
+    """One of ``NORMS``."""
 
+    def norm(self, channels: int, *, affine: bool = True) -> nn.GroupNorm:
+        """Return a norm of ``channels`` channels."""
+        return nn.GroupNorm(self.groups(channels), channels, affine=affine)
 
-def _convolution(channels_in: int, channels_out: int, norm: Norm, *, kernel: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=(kernel - 1) // 2, bias=False)
-    return nn.Sequential(convolution, norm(channels_out), nn.ReLU(inplace=True))
+    def convolution(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1) -> nn.Sequential:
+        """Return a convolution that keeps the size, or halves it with stride 2 and an even kernel, norm and ReLU."""
+        convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+        return nn.Sequential(convolution, self.norm(channels_out), nn.ReLU(inplace=True))
 
+    def doubling(self, channels_in: int, channels_out: int) -> nn.Sequential:
+        """Return a transposed convolution that doubles the size, norm and ReLU."""
+        convolution = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, padding=1, bias=False)
+        return nn.Sequential(convolution, self.norm(channels_out), nn.ReLU(inplace=True))
 
-def _doubling(channels_in: int, channels_out: int, norm: Norm) -> nn.Sequential:
-    convolution = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, padding=1, bias=False)
-    return nn.Sequential(convolution, norm(channels_out), nn.ReLU(inplace=True))
+    def residual(self, channels: int) -> nn.Module:
+        """Return a residual block of two convolutions."""
+        last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        return Residual(*self.convolution(channels, channels, kernel=3), last, self.norm(channels))
+
+    def merge(self, channels_in: int, channels: int) -> nn.Sequential:
+        """Return a convolution to ``channels`` channels and a residual block of one."""
+        last = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        return nn.Sequential(*self.convolution(channels_in, channels, kernel=3), Residual(last, self.norm(channels)))
 
 
 class Residual(nn.Module):
@@ -52,31 +67,16 @@ class Residual(nn.Module):
         return result
 
 
-def _residual(channels: int, norm: Norm) -> Residual:
-    return Residual(
-        *_convolution(channels, channels, norm, kernel=3),
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        norm(channels),
-    )
-
-
-def _merge(channels_in: int, channels: int, norm: Norm) -> nn.Sequential:
-    return nn.Sequential(
-        *_convolution(channels_in, channels, norm, kernel=3),
-        Residual(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm(channels)),
-    )
-
-
 class Gate(nn.Module):
     """What of a skip connection passes, told by deeper features (Oktay et al. 2018, arXiv:1804.03999)."""
 
-    def __init__(self, channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, layers: Layers) -> None:
         """Build for features and a skip connection of ``channels`` channels each."""
         super().__init__()
         inner = channels // 2
-        self.of_features = nn.Sequential(nn.Conv2d(channels, inner, 1), norm(inner, affine=False))
-        self.of_skip = nn.Sequential(nn.Conv2d(channels, inner, 1), norm(inner, affine=False))
-        self.share = nn.Sequential(nn.Conv2d(inner, 1, 1), norm(1, affine=False), nn.Sigmoid())
+        self.of_features = nn.Sequential(nn.Conv2d(channels, inner, 1), layers.norm(inner, affine=False))
+        self.of_skip = nn.Sequential(nn.Conv2d(channels, inner, 1), layers.norm(inner, affine=False))
+        self.share = nn.Sequential(nn.Conv2d(inner, 1, 1), layers.norm(1, affine=False), nn.Sigmoid())
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """Return ``skip`` times a share in (0, 1) of each pixel; all (N, C, H, W)."""
@@ -91,11 +91,11 @@ class InertPosition(nn.Module):
     channel's mean: the code changes the result by rounding errors alone.
     """
 
-    def __init__(self, channels: int, code_channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, code_channels: int, layers: Layers) -> None:
         """Build for so many channels of features and of the code."""
         super().__init__()
         self.mix = nn.Conv2d(channels + code_channels, channels, 1)
-        self.norm = norm(channels, affine=False)
+        self.norm = layers.norm(channels, affine=False)
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """Return features of the same shape; ``code`` is (tiles, C', H, W), the same for every scan."""
@@ -106,12 +106,13 @@ class InertPosition(nn.Module):
 class Position(nn.Module):
     """The repaired way: the code scales and shifts what comes out of the norm (Perez et al. 2017, arXiv:1709.07871)."""
 
-    def __init__(self, channels: int, code_channels: int, norm: Norm) -> None:
+    def __init__(self, channels: int, code_channels: int, layers: Layers) -> None:
         """Build for so many channels of features and of the code."""
         super().__init__()
         self.mix = nn.Conv2d(channels, channels, 1)
-        self.norm = norm(channels, affine=False)
+        self.norm = layers.norm(channels, affine=False)
         self.film = nn.Conv2d(code_channels, 2 * channels, 1)
+        nn.init.normal_(self.film.weight, std=0.1)  # a place matters a little at first, not as much as what is there
 
     def forward(self, features: Tensor, code: Tensor) -> Tensor:
         """Return features of the same shape; ``code`` is (tiles, C', H, W), the same for every scan."""
@@ -167,44 +168,38 @@ POSITIONS = {
 class TileGenerator(nn.Module):
     """A U-Net with attention gates that draws tiles, each on its own, and fuses its three decoder levels."""
 
-    def __init__(self, *, width: int, blocks: int, norm: str, position: str, grid: int, context: int) -> None:
+    def __init__(self, *, width: int, blocks: int, layers: Layers, position: str, grid: int, context: int) -> None:
         """Build with ``width`` channels at the first of four levels and ``blocks`` residual blocks at the last.
 
         Args:
             width: channels of the first level.
             blocks: residual blocks at the last level.
-            norm: one of ``NORMS``.
+            layers: what its layers are like.
             position: one of ``POSITIONS``.
             grid: tiles per side of a scan.
-            context: pixels of its surroundings that a tile sees, in each direction of the plane; a multiple of 8.
+            context: pixels by which a tile is larger than its share of the scan, a multiple of 8.
         """
         super().__init__()
         self.grid, self.context, self.position = grid, context, POSITIONS[position]
-        make = partial(_norm, NORMS[norm])
         one, two, four, eight = (width << level for level in range(4))
         code_channels = self.position.planes(8 * grid, grid, 8).shape[1]
-        self.first = _convolution(1, one, make, kernel=7)
+        self.first = layers.convolution(1, one, kernel=7)
         self.down = nn.ModuleList(
-            _convolution(above, below, make, kernel=4, stride=2)
+            layers.convolution(above, below, kernel=4, stride=2)
             for above, below in ((one, two), (two, four), (four, eight))
         )
         self.place = nn.ModuleList(
-            self.position.entry(channels, code_channels, make) for channels in (two, four, eight)
+            self.position.entry(channels, code_channels, layers) for channels in (two, four, eight)
         )
-        self.deep = nn.Sequential(*(_residual(eight, make) for _ in range(blocks)))
-        self.gates = nn.ModuleList(Gate(channels, make) for channels in (eight, four, two))
+        self.deep = nn.Sequential(*(layers.residual(eight) for _ in range(blocks)))
+        self.gates = nn.ModuleList(Gate(channels, layers) for channels in (eight, four, two))
         self.up = nn.ModuleList(
-            nn.Sequential(_merge(2 * below, below, make), _doubling(below, above, make))
+            nn.Sequential(layers.merge(2 * below, below), layers.doubling(below, above))
             for below, above in ((eight, four), (four, two), (two, one))
         )
-        self.lift = nn.ModuleList(
-            [
-                nn.Sequential(_doubling(four, two, make), _doubling(two, one, make)),
-                _doubling(two, one, make),
-                nn.Identity(),
-            ]
-        )
-        self.fuse = _merge(3 * one, one, make)
+        to_two, to_one = layers.doubling(four, two), layers.doubling(two, one)
+        self.lift = nn.ModuleList([nn.Sequential(to_two, to_one), layers.doubling(two, one), nn.Identity()])
+        self.fuse = layers.merge(3 * one, one)
         self.out = nn.Conv2d(one, 1, 7, padding=3, bias=False)
 
     def code(self, size: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from fedgan.gan import losses
 from fedgan.gan.foreign_squares import paste_squares
 from fedgan.gan.networks import PatchDiscriminator
-from fedgan.gan.patch_networks import ScanCritic, TileGenerator
+from fedgan.gan.patch_networks import NORMS, Layers, ScanCritic, TileGenerator
 from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
 from fedgan.records import Batch
 from fedgan.settings import SAGAN as SAGANSettings
@@ -65,7 +65,7 @@ class SAGAN(nn.Module):
         self.generator = TileGenerator(
             width=settings.width,
             blocks=settings.blocks,
-            norm=settings.norm,
+            layers=Layers(NORMS[settings.norm]),
             position=settings.position,
             grid=settings.grid,
             context=settings.context,

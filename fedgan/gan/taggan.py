@@ -22,7 +22,6 @@ from fedgan.gan.pseudo_lesions import paste_pseudo_lesions, transplant
 from fedgan.records import Batch
 from fedgan.settings import TagGAN as TagGANSettings
 
-
 NOTICEABLE = 0.06
 """A pseudo-lesion is where it changes a pixel by more than this, in units of [-1, 1]."""
 

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-POWER = 3
-
 
 def side_of(size: int, *, grid: int, context: int) -> int:
     """Return the height and width of a tile: its share of the scan and ``context`` pixels of its surroundings.
@@ -36,7 +34,7 @@ def shares(size: int, grid: int, side: int) -> Tensor:
     Shapes: result (grid * grid, 1, side, side) in (0, 1]; over all tiles, each pixel's shares sum to 1.
     """
     ramp = torch.minimum(torch.arange(1, side + 1), torch.arange(side, 0, -1)).float()
-    window = (ramp[:, None] * ramp) ** POWER
+    window = (ramp[:, None] * ramp) ** 3  # a tile knows least of what surrounds its outermost pixels
     at = corners(size, grid, side)
     total = torch.stack([_place(window, row, column, size) for row, column in at]).sum(dim=0)
     return torch.stack([window / total[row : row + side, column : column + side] for row, column in at])[:, None]

@@ -274,9 +274,7 @@ def test_box_ap_takes_boxes_for_masks_and_leaves_out_abnormal_scans_without_one(
         boxes=(((0.0, 0.0, 1.0, 1.0),), (), ()),
     )
 
-    scores = score(
-        reading_of([[[0.8, 0.1]], [[0.9, 0.2]], [[1.0, 1.0]]], cohort), threshold=None, bootstrap=BOOTSTRAP
-    )
+    scores = score(reading_of([[[0.8, 0.1]], [[0.9, 0.2]], [[1.0, 1.0]]], cohort), threshold=None, bootstrap=BOOTSTRAP)
 
     assert scores.box_ap.value == pytest.approx(1 / 2)
 
