@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from fedgan.cli import main as fed_simulate
 from fedgan.config import load
 from fedgan.results.metrics import Metrics
@@ -76,6 +79,20 @@ def table(lines: list[dict[str, object]]) -> None:
             print(f"seed {line['seed']}: {line['arm']}: {line['validation']}")
 
 
+def draw_curves(lines: list[dict[str, object]], path: Path) -> None:
+    """Write a picture of the federated model's validation score after each round, a curve for each seed."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for line in lines:
+        if isinstance(scores := line.get("validation"), list):
+            axes.plot(range(1, len(scores) + 1), scores, label=f"seed {line['seed']}")
+    axes.set(xlabel="round", ylabel="pixel AP, mean of the sites' validation patients", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
 def _spread(values: list[float]) -> str:
     if not values:
         return "-"
@@ -90,6 +107,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="the federated arm only")
     parser.add_argument("--minutes", type=float, default=120, help="begin no run after this time")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--curves", type=Path, help="write a picture of the validation score by round")
     arguments = parser.parse_args()
     began = time.monotonic()
     git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
@@ -107,6 +125,8 @@ def main() -> None:
             file.writelines(json.dumps(line) + "\n" for line in new)
         lines += new
     table(lines)
+    if arguments.curves:
+        draw_curves(lines, arguments.curves)
 
 
 if __name__ == "__main__":
