@@ -48,6 +48,8 @@ class Contender:
     critic_learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     critic_steps: int = 1
+    augment: bool = False
+    """Whether its scans are turned, scaled and shifted, as its own settings say."""
     settle: Callable[[Tensor], object] = lambda images: None
     """Told the validation scans (N, 1, H, W) before maps are drawn."""
     training_scans: Callable[[Cohort], Cohort] = lambda cohort: cohort
@@ -81,6 +83,7 @@ def _ours(settings: Simulation) -> Contender:
         critic_learning_rate=model.critic_learning_rate,
         betas=model.betas,
         critic_steps=model.critic_steps,
+        augment=model.augment,
     )
 
 

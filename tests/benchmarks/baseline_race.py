@@ -14,6 +14,7 @@ from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import Cohort
 from fedgan.errors import SettingsError
 from fedgan.federated.site import load_weights, weights_of
+from fedgan.gan.augmentation import vary
 from fedgan.gan.disease_map import Drawing
 from fedgan.gan.training import players_for
 from fedgan.gan.training import train as take_steps
@@ -183,7 +184,8 @@ def _train(contender: Contender, cohort: Cohort, terms: Terms) -> Iterator[tuple
                 group["lr"] = rate * (1 - (1 - LAST_RATE) * (before + step) / terms.steps)
 
         began = time.perf_counter()
-        some = (batch.to(device) for batch in islice(batches, (after - before) * contender.critic_steps))
+        drawn = islice(batches, (after - before) * contender.critic_steps)
+        some = ((vary(batch, rng) if contender.augment else batch).to(device) for batch in drawn)
         take_steps(contender.networks, players, some, rng=rng, critic_steps=contender.critic_steps, on_step=decay)
         yield after / terms.steps, time.perf_counter() - began
 

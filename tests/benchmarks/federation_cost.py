@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedgan.cohort.batches import draw_batches
 from fedgan.config import load
+from fedgan.gan.augmentation import vary
 from fedgan.gan.training import players_for, train
 from fedgan.settings import Simulation
 from fedgan.simulation import bfloat16_in, load_cohorts, networks_for
@@ -38,7 +39,8 @@ def bare_loop(overrides: list[str]) -> None:
             betas=settings.model.betas,
         )
         batches = draw_batches(cohort.split("train"), batch_size=settings.model.batch_size, rng=rng, flip=True)
-        train(networks, players, islice(batches, settings.rounds * settings.local_steps), rng=rng)
+        seen = (vary(batch, rng) for batch in batches) if settings.model.augment else batches
+        train(networks, players, islice(seen, settings.rounds * settings.local_steps), rng=rng)
 
 
 @dataclass(frozen=True, slots=True)
