@@ -25,7 +25,7 @@ def release(tiny, tmp_path):
     """Leave a model behind as a run does; with ``bias``, its difference is tanh(bias) at each pixel of every 2 x 2."""
 
     def leave(*, bias=None, **card):
-        settings = tiny("model.map_smoothing=0", "data.diseases=[diffuse,nodular]")
+        settings = tiny("model=taggan", "model.map_smoothing=0", "data.diseases=[diffuse,nodular]")
         networks = networks_for(settings)
         if bias is not None:
             out = networks.forward_average.out
@@ -104,7 +104,7 @@ def test_a_map_shows_the_disease_that_is_asked_for_and_else_all_of_the_models(re
     finding = Mapper(release(), device=CPU).read(picture, disease=disease)
 
     maps = draw_maps(
-        networks_for(tiny()),
+        networks_for(tiny("model=taggan")),
         finding.scan[None, None],
         torch.tensor([asked], dtype=torch.float32),
         drawing=Drawing(smoothing=0),

@@ -53,8 +53,7 @@ class Scores(_Frozen):
     iobb: Estimate | None
     """Share of boxed scans whose map's box covers T(IoBB) >= 0.25 (Wang et al. 2017, arXiv:1705.02315)."""
     box_ap: Estimate | None
-    """Average precision of the pixels of boxed and normal scans, as if boxes were masks: they hold healthy tissue, too,
-    so that no map reaches 1."""
+    """Average precision of boxed and normal scans' pixels, as if boxes were masks; healthy tissue in them lowers it."""
     image_auroc: Estimate | None
     """Area under the ROC curve of the scan's score, normal against abnormal."""
     image_ap: Estimate | None

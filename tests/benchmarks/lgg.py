@@ -86,7 +86,7 @@ def draw_curves(lines: list[dict[str, object]], path: Path) -> None:
     for line in lines:
         if isinstance(scores := line.get("validation"), list):
             axes.plot(range(1, len(scores) + 1), scores, label=f"seed {line['seed']}")
-    axes.set(xlabel="round", ylabel="pixel AP, mean of the sites' validation patients", ylim=(0, 1))
+    axes.set(xlabel="round", ylabel="validation pixel AP, mean of sites", ylim=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

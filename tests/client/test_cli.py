@@ -15,7 +15,7 @@ from fedgan.simulation import networks_for, open_folder
 @pytest.fixture
 def release(tiny, tmp_path):
     """Leave a model behind whose difference is tanh(1) at every pixel, and say where."""
-    settings = tiny("model.map_smoothing=0")
+    settings = tiny("model=taggan", "model.map_smoothing=0")
     networks = networks_for(settings)
     out = networks.forward_average.out
     with torch.no_grad():

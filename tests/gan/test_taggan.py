@@ -83,7 +83,8 @@ def test_each_game_trains_both_players(tiny, game):
 
 
 def test_terms_of_weight_0_are_not_computed(tiny):
-    every = [f"model.weights.{name}=0" for name in ("adversarial", "cycle", "identity", "sparsity", "classifier")]
+    names = ("adversarial", "cycle", "identity", "sparsity", "classifier", "attention")
+    every = [f"model.weights.{name}=0" for name in names]
 
     losses = step(networks_of(tiny(*every)), batch_of(2, 2))
 
@@ -93,7 +94,7 @@ def test_terms_of_weight_0_are_not_computed(tiny):
 def test_a_site_of_normal_scans_trains_what_normal_scans_can_teach_and_no_critic(tiny):
     losses = step(networks_of(tiny("model.weights.cycle=1")), batch_of(0, 3))
 
-    assert set(losses) == {"identity", "restoration", "cycle_normal", "adversarial_abnormal"}
+    assert set(losses) == {"identity", "restoration", "attention", "cycle_normal", "adversarial_abnormal"}
 
 
 def test_a_site_of_abnormal_scans_trains_against_the_critics_of_others(tiny):
