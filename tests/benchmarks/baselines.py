@@ -39,7 +39,9 @@ HERE = Path(__file__).parent
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="further settings, as of fed-simulate, first: data.size=128 threads=1")
+    parser.add_argument(
+        "overrides", nargs="*", help="further settings, as of fed-simulate, first: data.size=128 threads=1"
+    )
     parser.add_argument("--data", default="phantoms", help="one of configs/data")
     parser.add_argument("--root", type=Path, help="folder of its manifest.csv")
     parser.add_argument(
