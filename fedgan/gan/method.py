@@ -23,6 +23,10 @@ class Method(Protocol):
         """Return what the critics' player may move."""
         ...
 
+    def averages(self) -> Mapping[str, str]:
+        """Return which network is the moving average of which, by name."""
+        ...
+
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run the generators for what both players look at."""
         ...

@@ -84,6 +84,10 @@ class SAGAN(nn.Module):
         """Return the parameters of the critic."""
         return self.critic.parameters()
 
+    def averages(self) -> Mapping[str, str]:
+        """Return which network follows which."""
+        return {"average": "generator"} if self.average is not None else {}
+
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run the generator over every scan that may show disease."""
         suspects = torch.cat([batch.unlabelled, batch.abnormal])

@@ -95,6 +95,10 @@ class TagGAN(nn.Module):
         networks = (self.normal_discriminator, self.abnormal_discriminator, self.classifier)
         return [parameter for network in networks for parameter in network.parameters()]
 
+    def averages(self) -> Mapping[str, str]:
+        """Return which network follows which."""
+        return {"forward_average": "forward_generator"}
+
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run each generator once, over all scans that it is to see."""
         suspects = torch.cat([batch.abnormal, batch.unlabelled])
