@@ -15,6 +15,9 @@ from fedgan.records import GlobalModel, Weights
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
+MEMORY = "memory/"
+"""Begins the names of what the coordinator remembers, beside the weights in a kept round."""
+
 
 def save_round(path: Path, model: GlobalModel) -> None:
     """Write ``model`` to the one file ``path``; a crash leaves the old file or the new one, never half.
@@ -23,7 +26,8 @@ def save_round(path: Path, model: GlobalModel) -> None:
         RunFolderError: the disk is full or the folder cannot be written; what was kept before stays.
     """
     try:
-        _write(path, model.weights, {"round": str(model.round)})
+        remembered = {f"{MEMORY}{name}": tensor for name, tensor in model.memory.items()}
+        _write(path, {**model.weights, **remembered}, {"round": str(model.round)})
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
             f"round {model.round} cannot be kept ({error}); free space on the disk of {path.parent}, then resume: "
@@ -40,10 +44,12 @@ def load_round(path: Path) -> GlobalModel:
     try:
         with safe_open(path, framework="pt") as file:
             number = int(file.metadata()["round"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no kept round ({error}); delete it, then resume from the one before") from error
-    return GlobalModel(number, weights)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MEMORY)}
+    memory = {name.removeprefix(MEMORY): tensor for name, tensor in tensors.items() if name.startswith(MEMORY)}
+    return GlobalModel(number, weights, memory)
 
 
 def save_model(folder: Path, model: GlobalModel, card: Mapping[str, Any]) -> None:

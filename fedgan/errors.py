@@ -8,7 +8,13 @@ FedganError
 ├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
 ├── Diverged             the coordinator: training has no way down; change the recipe
 ├── QuorumNotMet         the coordinator: too few sites trained in a round
-└── UpdateRejected       the coordinator, with the site: an update cannot be averaged
+└── UpdateRejected       the coordinator, with the site: an update cannot be combined with the others
+    ├── StaleUpdate      it is for another round or model
+    ├── ForeignUpdate    its tensors are not the model's
+    ├── NoImages         no scan stands behind it
+    ├── NotFinite        it holds values that are not finite numbers
+    ├── TooLarge         it moves a network much farther than the others do
+    └── UnagreedMetric   a metric is no bounded figure of an agreed name
 
 Each message says who, what, and what to do. Messages that may leave a site carry no path, patient, or count.
 """
@@ -60,4 +66,28 @@ class QuorumNotMet(FedganError):
 
 
 class UpdateRejected(FedganError):
-    """A site's update cannot be averaged with the others."""
+    """A site's update cannot be combined with the others."""
+
+
+class StaleUpdate(UpdateRejected):
+    """An update is for another round, or for a model that was not sent."""
+
+
+class ForeignUpdate(UpdateRejected):
+    """An update's tensors differ from the model's in name, shape or type."""
+
+
+class NoImages(UpdateRejected):
+    """An update claims no training scan, or fewer than none."""
+
+
+class NotFinite(UpdateRejected):
+    """An update holds values that are not finite numbers."""
+
+
+class TooLarge(UpdateRejected):
+    """An update moves a network much farther than those of the same round do."""
+
+
+class UnagreedMetric(UpdateRejected):
+    """A metric is no bounded figure of an agreed name."""

@@ -1,7 +1,8 @@
 """What crosses a boundary: small frozen records, and nothing that needs a network or a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -16,6 +17,38 @@ class GlobalModel:
 
     round: int
     weights: Weights
+    memory: Weights = field(default_factory=dict)
+    """What the coordinator alone remembers from round to round, as a server optimiser's moments; it never travels."""
+
+
+def digest_of(weights: Weights) -> str:
+    """Return the SHA-256 of named tensors, in hex: of names, types, shapes and every bit of their values.
+
+    >>> digest_of({"w": torch.zeros(2)}) == digest_of({"w": torch.zeros(2, 1)})
+    False
+    """
+    found = sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().contiguous().cpu()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ScanCounts:
+    """How many distinct training scans a site has, by what they can teach."""
+
+    normal: int = 0
+    abnormal: int = 0
+    unlabelled: int = 0
+    by_disease: tuple[int, ...] = ()
+    """Abnormal scans that show each disease."""
+
+    @property
+    def labelled(self) -> int:
+        """Return how many are known to be normal or abnormal."""
+        return self.normal + self.abnormal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +64,7 @@ class RoundTask:
 
 @dataclass(frozen=True, slots=True)
 class SiteUpdate:
-    """What one site answers: how it would move the weights, and how many images say so.
+    """What one site answers: how it would move the weights, and how many scans say so.
 
     ``metrics`` are bounded figures by name: mean losses of the round (``loss/...``) and scores of the
     model as it was *received*, on the site's validation patients (``validation/...``).
@@ -39,8 +72,10 @@ class SiteUpdate:
 
     site: str
     round: int
+    digest: str
+    """Of the weights that it received."""
     delta: Weights
-    num_images: int
+    counts: ScanCounts
     metrics: Mapping[str, float]
 
 
@@ -54,6 +89,15 @@ class SiteFailure:
 
 
 Answer = SiteUpdate | SiteFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """How much each site counted in one round: by site and network, its share of that network's step, in [0, 1]."""
+
+    shares: Mapping[str, Mapping[str, float]]
+    planned: Mapping[str, Mapping[str, float]]
+    """The shares if every site that was ever heard of had taken part, and none had been left out."""
 
 
 @dataclass(frozen=True, slots=True)

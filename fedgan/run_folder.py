@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from fedgan.audit import Audit
 from fedgan.checkpoint import load_round, save_model, save_round
 from fedgan.errors import RunFolderError
-from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate
+from fedgan.records import Answer, Contribution, GlobalModel, SiteFailure, SiteUpdate
 from fedgan.results.metrics import Round
 
 BEST = ("pixel_ap", "image_auroc")
@@ -89,7 +89,7 @@ class RunFolder:
         """
         return load_round(self._file(number))
 
-    def keep(self, model: GlobalModel, answers: Sequence[Answer]) -> None:
+    def keep(self, model: GlobalModel, answers: Sequence[Answer], contribution: Contribution) -> None:
         """Keep a round: its history first, then its weights, which make it count.
 
         Raises:
@@ -106,6 +106,8 @@ class RunFolder:
             failed=failures,
             losses={update.site: _named("loss/", update.metrics) for update in updates},
             validation={},
+            shares={site: dict(of_site) for site, of_site in contribution.shares.items()},
+            planned_shares={site: dict(of_site) for site, of_site in contribution.planned.items()},
         )
         self._began = now
         self._write_history((*self.history, entry))

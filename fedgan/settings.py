@@ -122,6 +122,8 @@ class TagGAN(Game):
     """Pixels, per side, that the generators take together; a larger patch is faster and coarser."""
     critic_width: Count
     """Channels of the discriminators' and the classifier's first level."""
+    spectral_norm: bool
+    """Bound the discriminators by spectral norms (Miyato et al. 2018, arXiv:1802.05957) in place of group norms."""
     adversarial: Literal["lsgan", "hinge", "wgan_gp"]
     """The adversarial game; see ``fedgan.gan.losses``."""
     weights: LossWeights
@@ -179,15 +181,75 @@ class SAGAN(Game):
     """How the distance of a restored scan from what it was is measured."""
 
 
+class GanFedAvg(_Frozen):
+    """Averages both networks, each by the scans that train it; see ``fedgan.federated.aggregation``."""
+
+    kind: Literal["gan_fedavg"]
+    rule: Literal["mean", "median", "trimmed", "krum"]
+    """What several sites' numbers become: their mean, weighted by scans; or, each site counting alike, their median,
+    their mean without the extremes, or the mean of the sites that Multi-Krum trusts."""
+    suspects: Annotated[float, Field(ge=0, lt=0.5)]
+    """Share of the sites that may be wrong. Only with rule trimmed or krum."""
+    exponent: Annotated[float, Field(ge=0, le=1)]
+    """Sites count by their number of scans to this power: 1 in proportion, 0 all alike."""
+    cap: Annotated[float, Field(gt=0, le=1)]
+    """Largest share of one site; with too few sites for it, all count alike."""
+    floor: Annotated[float, Field(ge=0, lt=1)]
+    """Smallest share of a site that can train a network at all."""
+    norm_ratio: Annotated[float, Field(gt=1)]
+    """How many times as far as the median site a site may move a player before its update is refused; needs 3 sites."""
+    clip: Positive | None
+    """Times the median norm to which longer updates are shortened; null shortens none."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the old value that the generator's moving average, which draws the maps, keeps in every round, on top of
+    ``model.ema_decay`` at the sites."""
+
+    @model_validator(mode="after")
+    def _floor_below_cap(self) -> Self:
+        if self.floor > self.cap:
+            msg = f"floor {self.floor:g} is larger than cap {self.cap:g}"
+            raise ValueError(msg)
+        return self
+
+
 class FedAvg(_Frozen):
-    """Weighted averaging by images (McMahan et al. 2017, arXiv:1602.05629)."""
+    """Averages every tensor by labelled scans (McMahan et al. 2017, arXiv:1602.05629), to compare with."""
 
     kind: Literal["fedavg"]
 
 
+class NoServerOptimizer(_Frozen):
+    """The coordinator takes the sites' mean step as it is."""
+
+    kind: Literal["none"]
+
+
+class ServerMomentum(_Frozen):
+    """FedAvgM (Hsu et al. 2019, arXiv:1909.06335)."""
+
+    kind: Literal["fedavgm"]
+    rate: Positive
+    """Of the steps."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Worth of each past step in the next."""
+
+
+class ServerAdam(_Frozen):
+    """FedAdam (Reddi et al. 2021, arXiv:2003.00295)."""
+
+    kind: Literal["fedadam"]
+    rate: Positive
+    """Of the steps."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """Of the two moments over rounds."""
+    epsilon: Annotated[float, Field(ge=1e-6)]
+    """What a number's step is measured by at least."""
+
+
 Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
 Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
-Aggregation = FedAvg
+Aggregation = Annotated[GanFedAvg | FedAvg, Field(discriminator="kind")]
+ServerOptimizer = Annotated[NoServerOptimizer | ServerMomentum | ServerAdam, Field(discriminator="kind")]
 
 
 class Simulation(_Frozen):
@@ -231,6 +293,15 @@ class Simulation(_Frozen):
     model: Model
     data: Data
     aggregation: Aggregation
+    server_optimizer: ServerOptimizer
+    """What the coordinator makes of the sites' mean step, on trained tensors alone."""
+
+    @model_validator(mode="after")
+    def _optimizer_has_an_aggregation(self) -> Self:
+        if self.aggregation.kind == "fedavg" and self.server_optimizer.kind != "none":
+            msg = "server_optimizer needs aggregation=gan_fedavg: over buffers, it makes variances negative"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _quorum_within_sites(self) -> Self:

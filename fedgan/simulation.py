@@ -11,12 +11,12 @@ from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
-from fedgan.federated.aggregation import AGGREGATIONS
+from fedgan.federated.build import build_aggregation
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
 from fedgan.federated.site import Recipe, Site, weights_of
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
-from fedgan.records import Answer, GlobalModel, RoundTask
+from fedgan.records import Answer, Contribution, GlobalModel, RoundTask
 from fedgan.results.reading import figures_of, validate
 from fedgan.run_folder import BEST, RunFolder
 from fedgan.settings import ManifestData, PhantomData, Simulation
@@ -229,16 +229,18 @@ def train_in_folder(
         RunFolderError: a round cannot be kept.
     """
 
-    def keep(model: GlobalModel, answers: Sequence[Answer]) -> None:
-        folder.keep(model, answers)
+    def keep(model: GlobalModel, answers: Sequence[Answer], contribution: Contribution) -> None:
+        folder.keep(model, answers, contribution)
         if watcher:
             watcher.round(model.round, folder.score_of(model.round - 1))
 
     def enough() -> bool:
         return settings.patience is not None and folder.stalled(settings.patience)
 
-    model = folder.latest() or GlobalModel(0, weights_of(networks_for(settings)))
-    plan = Plan(settings.rounds, local_steps, quorum, AGGREGATIONS[settings.aggregation.kind])
+    untrained = networks_for(settings)
+    model = folder.latest() or GlobalModel(0, weights_of(untrained))
+    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained)
+    plan = Plan(settings.rounds, local_steps, quorum, aggregation)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
         if model.round < settings.rounds:

@@ -15,12 +15,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib.format import read_array
 
 from fedgan.errors import UpdateRejected
-from fedgan.records import Answer, GlobalModel, RoundTask, SiteFailure, SiteUpdate, Weights
+from fedgan.records import Answer, GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 """All that may be said of a failure: long enough for a class, too short and plain for a path or a patient."""
+
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+MOST_DISEASES = 1000
 
 
 def pack_task(task: RoundTask) -> RecordDict:
@@ -48,7 +53,16 @@ def pack_answer(answer: Answer) -> RecordDict:
     """
     if isinstance(answer, SiteFailure):
         return RecordDict({"failure": ConfigRecord({"reason": _class_name(answer.reason)})})
-    terms = ConfigRecord({"round": answer.round, "num-images": answer.num_images})
+    terms = ConfigRecord(
+        {
+            "round": answer.round,
+            "digest": answer.digest,
+            "normal": answer.counts.normal,
+            "abnormal": answer.counts.abnormal,
+            "unlabelled": answer.counts.unlabelled,
+            "by-disease": list(answer.counts.by_disease),
+        }
+    )
     metrics = MetricRecord({name: float(value) for name, value in answer.metrics.items()})
     return RecordDict({"update": terms, "delta": _pack_weights(answer.delta), "metrics": metrics})
 
@@ -68,8 +82,9 @@ def unpack_answer(records: RecordDict, *, site: str, round: int) -> Answer:
     return SiteUpdate(
         site=site,
         round=_count(terms, "round"),
+        digest=_digest(terms),
         delta=_unpack_weights(_record(records, "delta", ArrayRecord)),
-        num_images=_count(terms, "num-images"),
+        counts=_scan_counts(terms),
         metrics={name: _figure(name, value) for name, value in _record(records, "metrics", MetricRecord).items()},
     )
 
@@ -115,6 +130,25 @@ def _count(terms: Mapping[str, object], name: str) -> int:
     value = terms.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise _rejected(f"{name} is not a whole number from 0")
+    return value
+
+
+def _scan_counts(terms: Mapping[str, object]) -> ScanCounts:
+    by_disease = terms.get("by-disease")
+    if not isinstance(by_disease, list) or len(by_disease) > MOST_DISEASES:
+        raise _rejected("by-disease is not a short list")
+    return ScanCounts(
+        normal=_count(terms, "normal"),
+        abnormal=_count(terms, "abnormal"),
+        unlabelled=_count(terms, "unlabelled"),
+        by_disease=tuple(_count({"by-disease": count}, "by-disease") for count in by_disease),
+    )
+
+
+def _digest(terms: Mapping[str, object]) -> str:
+    value = terms.get("digest")
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise _rejected("digest is no SHA-256 in hex")
     return value
 
 

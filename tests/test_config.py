@@ -104,7 +104,7 @@ def test_all_mistakes_are_listed_at_once():
 
     assert lines == [
         "rounds: no value; give rounds=VALUE",
-        "aggregation: unknown choice sum; choose one of fedavg",
+        "aggregation: unknown choice sum; choose one of fedavg, gan_fedavg, krum, median, trimmed",
         "data.root: required; give data.root=FOLDER",
         "local_steps: Input should be greater than 0 (got 0)",
         'model.learning_rate: Input should be a valid number (got "fast")',
@@ -290,6 +290,7 @@ def test_the_help_knows_every_setting_its_default_and_its_meaning():
         "model.kind",
         "data.kind",
         "aggregation.kind",
+        "server_optimizer.kind",
     }
 
 

@@ -15,7 +15,7 @@ from fedgan.federated.site import load_weights, weights_of
 from fedgan.gan.build import drawing_of
 from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.outcome import EXAMPLES_PER_CLASS, choose_examples, conclude, write_maps
-from fedgan.records import GlobalModel
+from fedgan.records import Contribution, GlobalModel
 from fedgan.results.reading import read
 from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, train_in_process
 
@@ -229,7 +229,7 @@ def test_each_arm_is_scored_with_its_own_model_and_the_federated_one_draws_the_e
     for number, arm in enumerate(arms_of(settings, load_cohorts(settings))):
         networks[arm.name] = networks_for(tiny(f"seed={number}"))
         folder = open_folder(settings, tmp_path / arm.folder_name)
-        folder.keep(GlobalModel(1, weights_of(networks[arm.name])), [])
+        folder.keep(GlobalModel(1, weights_of(networks[arm.name])), [], Contribution({}, {}))
         trained.append((arm, folder))
 
     metrics, examples = conclude(settings, trained)

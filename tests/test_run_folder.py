@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedgan.audit import broken_links
 from fedgan.checkpoint import load_model
 from fedgan.errors import ModelError, RunFolderError
-from fedgan.records import GlobalModel, SiteFailure, SiteUpdate
+from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteFailure, SiteUpdate
 from fedgan.run_folder import RunFolder, validation_score
 
 SCORED = st.lists(st.tuples(st.sampled_from(["", "AB", "AC"]), st.sampled_from([0.25, 0.75])), min_size=3, max_size=4)
@@ -28,7 +28,7 @@ def folder(tmp_path) -> RunFolder:
 def answers(number, scores):
     """Return updates to the model of round ``number``, which has these scores at these sites."""
     return [
-        SiteUpdate(site, number, {}, 1, {f"validation/{name}": value for name, value in found.items()})
+        SiteUpdate(site, number, "", {}, ScanCounts(), {f"validation/{name}": value for name, value in found.items()})
         for site, found in scores.items()
     ]
 
@@ -36,7 +36,7 @@ def answers(number, scores):
 def keep(folder, number, scores_before=None):
     """Keep round ``number``; with it come the scores of the round before."""
     weights = {"w": torch.tensor([float(number)])}
-    folder.keep(GlobalModel(number, weights), answers(number - 1, scores_before or {}))
+    folder.keep(GlobalModel(number, weights), answers(number - 1, scores_before or {}), Contribution({}, {}))
 
 
 def keep_all(folder, *scores):
@@ -76,12 +76,17 @@ def test_a_kept_round_is_the_latest_for_whoever_opens_the_folder_again(folder):
 
 
 def test_the_history_says_who_trained_who_did_not_and_with_what_losses(folder):
-    update = SiteUpdate("B", 0, {}, 1, {"loss/identity": 0.5, "validation/pixel_ap": 0.1})
+    update = SiteUpdate("B", 0, "", {}, ScanCounts(), {"loss/identity": 0.5, "validation/pixel_ap": 0.1})
 
-    folder.keep(GlobalModel(1, {"w": torch.zeros(1)}), [update, SiteFailure("A", 0, "Diverged")])
+    folder.keep(
+        GlobalModel(1, {"w": torch.zeros(1)}),
+        [update, SiteFailure("A", 0, "Diverged")],
+        Contribution({"B": {"w": 1.0}}, {"A": {"w": 0.5}, "B": {"w": 0.5}}),
+    )
 
     (entry,) = RunFolder(folder.path, {}).history
     assert (entry.trained, entry.failed, entry.losses) == (("B",), {"A": "Diverged"}, {"B": {"identity": 0.5}})
+    assert (entry.shares, entry.planned_shares) == ({"B": {"w": 1.0}}, {"A": {"w": 0.5}, "B": {"w": 0.5}})
     assert entry.seconds >= 0
 
 

@@ -11,7 +11,8 @@ from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.config import dump, load, read
 from fedgan.errors import CohortError, SettingsError
-from fedgan.records import GlobalModel, SiteUpdate
+from fedgan.federated.site import weights_of
+from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteUpdate, digest_of
 from fedgan.settings import Simulation
 from fedgan.simulation import (
     Arm,
@@ -38,7 +39,8 @@ class Recording:
         self.tasks.append(task)
         delta = {name: torch.ones_like(tensor) for name, tensor in task.model.weights.items()}
         metrics = {f"validation/{self.figure}": 0.25}
-        return [SiteUpdate(site, task.model.round, delta, 1, metrics) for site in self.sites]
+        digest, counts = digest_of(task.model.weights), ScanCounts(normal=1, abnormal=1, by_disease=(1, 1))
+        return [SiteUpdate(site, task.model.round, digest, delta, counts, metrics) for site in self.sites]
 
     @property
     def asked(self):
@@ -194,12 +196,14 @@ def test_every_round_is_kept_and_the_last_is_scored_without_training(tiny, tmp_p
 def test_training_goes_on_after_the_last_kept_round(tiny, tmp_path):
     settings, sites = tiny("rounds=5"), Recording("A")
     folder = open_folder(settings, tmp_path / "run")
-    folder.keep(GlobalModel(3, {"w": torch.tensor([8.0])}), [])
+    before = weights_of(networks_for(settings))
+    folder.keep(GlobalModel(3, before), [], Contribution({}, {}))
 
     train_in_folder(settings, folder, sites, local_steps=7, quorum=1)
 
     assert sites.asked == [(3, 7), (4, 7), (5, 0)]
-    assert folder.latest().weights["w"].tolist() == [10.0]
+    name = "forward_generator.out.bias"
+    assert torch.allclose(folder.latest().weights[name], before[name] + 2)
 
 
 def test_a_run_that_is_over_asks_its_sites_nothing_more(tiny, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedgan.errors import UpdateRejected
-from fedgan.records import GlobalModel, RoundTask, SiteFailure, SiteUpdate, Weights
+from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights
 from fedgan.wire import (
     pack_answer,
     pack_partition,
@@ -29,7 +29,10 @@ TENSORS = st.sampled_from([np.float32, np.float16, np.int64]).flatmap(
 )
 WEIGHTS = st.dictionaries(NAMES, TENSORS.map(lambda values: torch.from_numpy(np.asarray(values))), max_size=4)
 COUNTS = st.integers(0, 2**31)
-UPDATE = SiteUpdate("A", 3, {"w": torch.arange(6.0).reshape(2, 3)}, 5, {"loss/cycle": 0.25})
+COUNTED = st.builds(ScanCounts, COUNTS, COUNTS, COUNTS, st.lists(COUNTS, max_size=3).map(tuple))
+UPDATE = SiteUpdate(
+    "A", 3, "0" * 64, {"w": torch.arange(6.0).reshape(2, 3)}, ScanCounts(3, 2, 0, (2,)), {"loss/cycle": 0.25}
+)
 
 
 def sent(records: RecordDict) -> RecordDict:
@@ -55,15 +58,16 @@ def test_a_task_arrives_bit_for_bit(weights, number, local_steps):
     assert_identical(arrived.model.weights, weights)
 
 
-@given(delta=WEIGHTS, metrics=st.dictionaries(NAMES, st.floats(allow_nan=False)), number=COUNTS, num_images=COUNTS)
-@example(delta={}, metrics={}, number=0, num_images=0)
-def test_an_update_arrives_bit_for_bit_under_the_name_the_transport_gives(delta, metrics, number, num_images):
-    update = SiteUpdate("what the site says", number, delta, num_images, metrics)
+@given(delta=WEIGHTS, metrics=st.dictionaries(NAMES, st.floats(allow_nan=False)), number=COUNTS, counts=COUNTED)
+@example(delta={}, metrics={}, number=0, counts=ScanCounts())
+def test_an_update_arrives_bit_for_bit_under_the_name_the_transport_gives(delta, metrics, number, counts):
+    update = SiteUpdate("what the site says", number, "1f" * 32, delta, counts, metrics)
 
     arrived = unpack_answer(sent(pack_answer(update)), site="A", round=number)
 
     assert isinstance(arrived, SiteUpdate)
-    assert (arrived.site, arrived.round, arrived.num_images, arrived.metrics) == ("A", number, num_images, metrics)
+    assert (arrived.site, arrived.round, arrived.digest) == ("A", number, update.digest)
+    assert (arrived.counts, arrived.metrics) == (counts, metrics)
     assert_identical(arrived.delta, delta)
 
 

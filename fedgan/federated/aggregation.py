@@ -1,71 +1,234 @@
-"""Check the updates of a round and turn them into the next global model."""
+"""Fold the updates of a round into the next global model, tensor by tensor, each as what it is.
 
-import math
-import re
-from collections.abc import Callable, Sequence
+What is trained is averaged by how many scans trained it at each site; spectral-norm vectors are found anew; running
+statistics are pooled as moments; counters stay integers. Memory does not grow with the number of sites, as long as
+their deltas are not in memory: a part of one tensor is looked at at a time. Sites are taken in order of name, so that
+the order of arrival changes nothing, to the bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from fedgan.errors import UpdateRejected
-from fedgan.records import GlobalModel, SiteUpdate
+from fedgan.federated.rules import Rule, multi_krum, weighted_mean
+from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
+from fedgan.federated.server_step import Move, as_agreed
+from fedgan.federated.shares import ShareRule, shares
+from fedgan.federated.spectral import leading_vectors
+from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUpdate, Weights
 
-Aggregate = Callable[[GlobalModel, Sequence[SiteUpdate]], GlobalModel]
-"""From a round's checked updates to the next global model."""
+PART = 2**16
+"""Numbers of a tensor that are combined at a time: so few that sums in float64 stay near the processor."""
 
-METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}")
-
-
-def fedavg(model: GlobalModel, updates: Sequence[SiteUpdate]) -> GlobalModel:
-    r"""Return :math:`w + \sum_k \frac{n_k}{n} \Delta_k` (McMahan et al. 2017, arXiv:1602.05629, alg. 1).
-
-    Every site's :math:`\Delta` counts by its training images. Sums run in float64, sites in order of name, so that the
-    order of arrival changes nothing.
-    """
-    total = sum(update.num_images for update in updates)
-    ordered = sorted(updates, key=lambda update: update.site)
-    weights = {}
-    for name, before in model.weights.items():
-        moved = before.double()
-        for update in ordered:
-            moved = moved + update.delta[name].double() * (update.num_images / total)
-        weights[name] = moved.to(before.dtype)
-    return GlobalModel(round=model.round + 1, weights=weights)
+COUNTS = "counts/"
+"""What the coordinator's memory calls the scan counts of each site that it has heard of."""
 
 
-AGGREGATIONS: dict[str, Aggregate] = {"fedavg": fedavg}
-"""By the setting's name."""
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """What one site says in a round, and what its say depends on."""
+
+    site: str
+    delta: Weights
+    counts: ScanCounts
+    driven: Mapping[str, int]
+    """Network to number of scans that train it."""
+    factor: Mapping[Side, float]
+    """By how much its step is shortened."""
 
 
-def check(model: GlobalModel, update: SiteUpdate) -> None:
-    """Refuse an update that cannot be averaged into ``model``, or whose metrics are not what was agreed on.
+@dataclass(frozen=True, slots=True)
+class GanFedAvg:
+    """Checks and combines the updates of a run's rounds, each network by the scans that train it."""
 
-    Raises:
-        UpdateRejected: as the message says, naming the site.
-    """
-    if update.round != model.round:
-        raise UpdateRejected(
-            f"site {update.site} answered for round {update.round + 1} in round {model.round + 1}; is it restarting?"
+    entries: Mapping[str, Entry]
+    driven_by: Callable[[ScanCounts], Mapping[str, int]]
+    """By how many of a site's scans each network is trained."""
+    share_rule: ShareRule = field(default_factory=ShareRule)
+    rule: Rule = weighted_mean
+    suspects: float | None = None
+    """Share of the sites that may be wrong, and that Multi-Krum leaves out; None leaves out none."""
+    norm_ratio: float = 5.0
+    """How many times as far as the median site a site may move a player, before its update is refused."""
+    clip: float | None = None
+    """Times the median norm to which longer updates are shortened; None shortens none."""
+    move: Move = as_agreed
+    average_decay: float = 0.0
+    """Share of the old value that the generators' moving averages keep in every round."""
+
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
+        """Return the answers, with a failure in place of each update of ``model`` that must not count."""
+        return judge(answers, expected_of(model, model.weights), self.entries, ratio=self.norm_ratio)
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
+        """Return the next model, and how much each site counted in it; ``updates`` are those of one round."""
+        ordered = sorted(updates, key=lambda update: update.site)
+        voices = self._voices(ordered)
+        memory = {**model.memory, **{f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in ordered}}
+        weights: dict[str, Tensor] = {}
+        for name, before in model.weights.items():
+            match self.entries[name].role:
+                case Role.WEIGHT | Role.AFFINE:
+                    step, kept = self.move(name, self._agree(name, before, voices), model.memory)
+                    weights[name] = _moved(before, step)
+                    memory |= kept
+                case Role.AVERAGE:
+                    weights[name] = _moved(before, (1 - self.average_decay) * self._agree(name, before, voices))
+                case Role.STATISTIC:
+                    weights[name] = self._pool(name, model.weights, voices)
+                case Role.COUNTER:
+                    weights[name] = torch.stack([before + voice.delta[name] for voice in voices]).amax(dim=0)
+                case Role.VECTOR:
+                    weights[name] = before
+        weights |= dict(self._vectors(weights))
+        return GlobalModel(model.round + 1, weights, memory), self._contribution(voices, memory)
+
+    def _agree(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Tensor:
+        """Return by how much the sites agree to move a tensor, flat, in float64; who cannot train it has no say."""
+        step = torch.zeros(before.numel(), dtype=torch.float64)
+        side = self.entries[name].side
+        for span, of_voice in self._spans(name, before, voices):
+            heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
+            for start in range(span.start, span.stop, PART) if heard else ():
+                part = slice(start, min(start + PART, span.stop))
+                parts = [voice.delta[name].reshape(-1)[part] for voice, _ in heard]
+                step[part] = self.rule(parts, [share * voice.factor[side] for voice, share in heard])
+        return step
+
+    def _spans(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[slice, list[float]]]:
+        """Yield the parts of a flat tensor that have shares of their own: all of it, or the row of each disease."""
+        entry = self.entries[name]
+        if not entry.by_disease:
+            yield slice(0, before.numel()), self._shares(entry.network, voices)
+            return
+        length = before.numel() // len(before)
+        for row in range(len(before)):
+            counts = [voice.driven[entry.network] and voice.counts.by_disease[row] for voice in voices]
+            yield slice(row * length, (row + 1) * length), shares(counts, self.share_rule)
+
+    def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
+        return shares([voice.driven[network] for voice in voices], self.share_rule)
+
+    def _pool(self, name: str, before: Weights, voices: Sequence[_Voice]) -> Tensor:
+        r"""Return a running mean or variance of all sites' scans.
+
+        The mean is :math:`\mu = \sum_k s_k \mu_k`, the variance :math:`\sum_k s_k (\sigma_k^2 + (\mu_k - \mu)^2)`: the
+        term between sites is what an average of variances leaves out. Rules that trust no mean take each by itself.
+        """
+        heard = [
+            (voice, share)
+            for voice, share in zip(voices, self._shares(self.entries[name].network, voices), strict=True)
+            if share
+        ]
+        if not heard:
+            return before[name]
+        of_voice = [share for _, share in heard]
+
+        def told(tensor: str) -> list[Tensor]:
+            return [before[tensor].double() + voice.delta[tensor].double() for voice, _ in heard]
+
+        pooled = self.rule(told(name), of_voice)
+        if name.endswith("running_var"):
+            if self.rule is weighted_mean:
+                means = told(name.removesuffix("running_var") + "running_mean")
+                middle = weighted_mean(means, of_voice)
+                pooled += weighted_mean([(mean - middle).square() for mean in means], of_voice)
+            pooled = pooled.clamp_min(0)
+        return pooled.to(before[name].dtype)
+
+    def _vectors(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        """Yield the spectral-norm vectors of weights that have just moved."""
+        for name, entry in self.entries.items():
+            if entry.normalises and name.endswith("u"):
+                left, right = leading_vectors(weights[entry.normalises], entry.axis, weights[name])
+                yield name, left
+                yield f"{name.removesuffix('u')}v", right
+
+    def _voices(self, ordered: Sequence[SiteUpdate]) -> list[_Voice]:
+        """Return what the trusted sites say."""
+        trusted = ordered if self.suspects is None else self._nearest(ordered, self.suspects)
+        whole = dict.fromkeys(Side, 1.0)
+        factors = [whole for _ in trusted] if self.clip is None else self._shortened(trusted, self.clip)
+        return [
+            _Voice(update.site, update.delta, update.counts, self.driven_by(update.counts), factor)
+            for update, factor in zip(trusted, factors, strict=True)
+        ]
+
+    def _shortened(self, updates: Sequence[SiteUpdate], clip: float) -> list[Norms]:
+        """Return by how much each update is shortened to reach at most ``clip`` times the median norm."""
+        norms = [measure(update, self.entries) for update in updates]
+        longest = {side: clip * usual for side, usual in medians(norms).items()}
+        return [{side: min(1.0, longest[side] / norm) if norm else 1.0 for side, norm in of.items()} for of in norms]
+
+    def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
+        """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
+        products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+        for name, entry in self.entries.items():
+            if entry.role in (Role.WEIGHT, Role.AFFINE):
+                flat = [update.delta[name].reshape(-1) for update in updates]
+                for start in range(0, len(flat[0]), PART):
+                    part = torch.stack([tensor[start : start + PART] for tensor in flat]).double()
+                    products += part @ part.T
+        squares = products.diagonal()
+        distances = squares[:, None] + squares[None, :] - 2 * products
+        count = min((len(updates) - 1) // 2, max(1, round(suspects * len(updates))))
+        return [updates[number] for number in multi_krum(distances, suspects=count)]
+
+    def _contribution(self, voices: Sequence[_Voice], memory: Weights) -> Contribution:
+        known = {key.removeprefix(COUNTS): _to_counts(kept) for key, kept in memory.items() if key.startswith(COUNTS)}
+        return Contribution(
+            shares=self._by_site({voice.site: voice.counts for voice in voices}), planned=self._by_site(known)
         )
-    if update.num_images < 1:
-        raise UpdateRejected(f"site {update.site} claims to have trained on no image; it must check its manifest")
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in model.weights.items()}
-    if expected != {name: (tensor.shape, tensor.dtype) for name, tensor in update.delta.items()}:
-        raise UpdateRejected(
-            f"site {update.site} sent tensors that differ from the model's in name, shape or type; "
-            "is it running the same model configuration?"
-        )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in update.delta.values()):
-        raise UpdateRejected(f"site {update.site} sent values that are not finite; the site must look at its training")
-    check_metrics(update)
+
+    def _by_site(self, counts: Mapping[str, ScanCounts]) -> Mapping[str, Mapping[str, float]]:
+        """Return each site's share of each network's step."""
+        driven = {site: self.driven_by(of_site) for site, of_site in sorted(counts.items())}
+        networks = dict.fromkeys(entry.network for entry in self.entries.values())
+        of_network = {
+            network: shares([of_site[network] for of_site in driven.values()], self.share_rule) for network in networks
+        }
+        return {
+            site: {network: of_network[network][number] for network in networks} for number, site in enumerate(driven)
+        }
 
 
-def check_metrics(update: SiteUpdate) -> None:
-    """Refuse metrics that are not finite figures under agreed names, scores of validation within [0, 1].
+def _moved(before: Tensor, step: Tensor) -> Tensor:
+    return (before.double().reshape(-1) + step).to(before.dtype).view_as(before)
 
-    Raises:
-        UpdateRejected: as the message says, naming the site but never the metric, whose name may be anything.
+
+def _to_tensor(counts: ScanCounts) -> Tensor:
+    return torch.tensor([counts.normal, counts.abnormal, counts.unlabelled, *counts.by_disease])
+
+
+def _to_counts(tensor: Tensor) -> ScanCounts:
+    normal, abnormal, unlabelled, *by_disease = tensor.tolist()
+    return ScanCounts(normal, abnormal, unlabelled, tuple(by_disease))
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """Averages every tensor of the state by the sites' labelled scans: right for classifiers, not for a GAN.
+
+    What other frameworks do with any model (McMahan et al. 2017, arXiv:1602.05629, alg. 1), here to compare with.
     """
-    for name, value in update.metrics.items():
-        bounded = 0 <= value <= 1 if name.startswith("validation/") else math.isfinite(value)
-        if not (METRIC.fullmatch(name) and bounded):
-            raise UpdateRejected(f"site {update.site} sent a metric that is no bounded figure of an agreed name")
+
+    entries: Mapping[str, Entry]
+
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
+        """Return the answers, with a failure in place of each update of ``model`` that cannot be added."""
+        return judge(answers, expected_of(model, model.weights), self.entries, ratio=float("inf"))
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
+        """Return the next model, and how much each site counted in it."""
+        ordered = sorted(updates, key=lambda update: update.site)
+        of_site = shares([update.counts.labelled for update in ordered], ShareRule())
+        weights = {
+            name: _moved(before, weighted_mean([update.delta[name].reshape(-1) for update in ordered], of_site))
+            for name, before in model.weights.items()
+        }
+        networks = dict.fromkeys(entry.network for entry in self.entries.values())
+        counted = {update.site: dict.fromkeys(networks, share) for update, share in zip(ordered, of_site, strict=True)}
+        return GlobalModel(model.round + 1, weights), Contribution(counted, counted)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedgan.errors import QuorumNotMet, UpdateRejected
-from fedgan.federated.aggregation import Aggregate, check, check_metrics
-from fedgan.records import Answer, GlobalModel, RoundTask, SiteFailure, SiteUpdate
+from fedgan.errors import QuorumNotMet
+from fedgan.federated.screening import check_metrics
+from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteFailure, SiteUpdate
 
 log = logging.getLogger(__name__)
 
-Keep = Callable[[GlobalModel, Sequence[Answer]], None]
-"""Told each round's new model and the answers that made it."""
+Keep = Callable[[GlobalModel, Sequence[Answer], Contribution], None]
+"""Told each round's new model, the answers that made it, and how much each site counted in it."""
 
 Enough = Callable[[], bool]
 """Asked before each round whether to stop here, as when further rounds bring nothing."""
@@ -26,6 +26,18 @@ class Federation(Protocol):
         ...
 
 
+class Aggregation(Protocol):
+    """How answers become the next model; see ``fedgan.federated.aggregation``."""
+
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """Return the answers, with a failure in place of each update of ``model`` that must not count."""
+        ...
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
+        """Return the next model, and how much each site counted in it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run asks of its federation, and what becomes of the answers."""
@@ -34,7 +46,7 @@ class Plan:
     local_steps: int
     quorum: int
     """Updates a round needs."""
-    aggregate: Aggregate
+    aggregation: Aggregation
 
 
 def run_rounds(
@@ -46,12 +58,12 @@ def run_rounds(
         QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
     while model.round < plan.rounds and not enough():
-        answers = [_checked(model, answer) for answer in federation.ask(RoundTask(model, plan.local_steps))]
+        answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps)))
         updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
         if len(updates) < plan.quorum:
             raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
-        model = plan.aggregate(model, updates)
-        keep(model, answers)
+        model, contribution = plan.aggregation.aggregate(model, updates)
+        keep(model, answers, contribution)
         log.info("round %d kept: %d of %d sites trained", model.round, len(updates), len(answers))
     return model
 
@@ -62,17 +74,6 @@ def score_last(model: GlobalModel, federation: Federation) -> Sequence[SiteUpdat
     for update in updates:
         check_metrics(update)
     return updates
-
-
-def _checked(model: GlobalModel, answer: Answer) -> Answer:
-    """Return ``answer``, or a failure in place of an update that must not count."""
-    if isinstance(answer, SiteUpdate):
-        try:
-            check(model, answer)
-        except UpdateRejected as refusal:
-            log.error("round %d: %s", model.round + 1, refusal)  # noqa: TRY400 - the message says all
-            return SiteFailure(answer.site, model.round, type(refusal).__name__)
-    return answer
 
 
 def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:

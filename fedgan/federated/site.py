@@ -8,12 +8,12 @@ from itertools import islice
 import torch
 
 from fedgan.cohort.batches import draw_batches
-from fedgan.cohort.cohort import UNLABELLED, Cohort
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
 from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep, players_for, train
-from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate, Weights
+from fedgan.records import Answer, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights, digest_of
 from fedgan.streams import generator_for
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Site:
         self.recipe = recipe
         self.train_cohort = cohort.split("train")
         self.val_cohort = cohort.split("val")
-        self.num_images = int((self.train_cohort.status != UNLABELLED).sum())
+        self.counts = count_scans(self.train_cohort)
         self.validate = validate
         self.on_step = on_step
 
@@ -87,8 +87,8 @@ class Site:
         load_weights(self.networks, before)
         metrics = {f"validation/{name}": score for name, score in self.validate(self.networks, self.val_cohort).items()}
         if not task.local_steps:
-            return SiteUpdate(self.name, task.model.round, {}, 0, metrics)
-        if not self.num_images:
+            return SiteUpdate(self.name, task.model.round, digest_of(before), {}, self.counts, metrics)
+        if not self.counts.labelled:
             raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
         losses = self._take_steps(task)
         self.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
@@ -96,8 +96,9 @@ class Site:
         return SiteUpdate(
             site=self.name,
             round=task.model.round,
+            digest=digest_of(before),
             delta={name: after[name] - before[name] for name in before},
-            num_images=self.num_images,
+            counts=self.counts,
             metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
         )
 
@@ -117,6 +118,17 @@ class Site:
         drawn = islice(batches, task.local_steps * recipe.critic_steps)
         seen = ((vary(batch, rng) if recipe.augment else batch).to(device) for batch in drawn)
         return train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
+
+
+def count_scans(cohort: Cohort) -> ScanCounts:
+    """Return how many scans a cohort has, by what they can teach."""
+    status = cohort.status
+    return ScanCounts(
+        normal=int((status == NORMAL).sum()),
+        abnormal=int((status == ABNORMAL).sum()),
+        unlabelled=int((status == UNLABELLED).sum()),
+        by_disease=tuple(int(count) for count in cohort.diseases[status == ABNORMAL].sum(dim=0)),
+    )
 
 
 def weights_of(networks: Method) -> Weights:

@@ -6,7 +6,7 @@ counters stop being integers; a server optimiser over running variances drives t
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
@@ -51,6 +51,14 @@ class Entry:
 
     role: Role
     side: Side
+    network: str
+    """The method's network that it belongs to."""
+    by_disease: bool = False
+    """Whether its first axis is the diseases, each row trained by the scans of one."""
+    normalises: str | None = None
+    """Of a spectral-norm vector: the name of the weight that it belongs to."""
+    axis: int = 0
+    """Of a spectral-norm vector: the weight's axis that becomes the rows of the matrix."""
 
 
 def entries(method: Method) -> Mapping[str, Entry]:
@@ -68,7 +76,14 @@ def entries(method: Method) -> Mapping[str, Entry]:
             if side is None:
                 raise ModelError(f"{network}: trained by neither player or by both, so no site's weight holds for it")
             averaged = followed is not None and role in (Role.WEIGHT, Role.AFFINE)
-            found[f"{network}.{name}"] = Entry(Role.AVERAGE if averaged else role, side)
+            full = f"{network}.{name}"
+            found[full] = Entry(
+                Role.AVERAGE if averaged else role, side, network, by_disease=full in method.by_disease()
+            )
+        for vector, (weight, axis) in _vectors(module).items():
+            found[f"{network}.{vector}"] = replace(
+                found[f"{network}.{vector}"], normalises=f"{network}.{weight}", axis=axis
+            )
     unknown = [name for name in method.state_dict() if name not in found]
     if unknown:
         raise ModelError(f"no way is known to combine these tensors of several sites: {', '.join(unknown)}")
@@ -100,8 +115,8 @@ def _roles(network: nn.Module) -> Iterator[tuple[str, Role]]:
             yield start + name, Role.STATISTIC
         for name in _counters(module):
             yield start + name, Role.COUNTER
-        for name in _vectors(module):
-            yield start + name, Role.VECTOR
+    for name in _vectors(network):
+        yield name, Role.VECTOR
 
 
 def _statistics(module: nn.Module) -> tuple[str, ...]:
@@ -112,9 +127,15 @@ def _counters(module: nn.Module) -> tuple[str, ...]:
     return ("num_batches_tracked",) if isinstance(module, _NormBase) else ()
 
 
-def _vectors(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of a module's spectral-norm vectors, in either of PyTorch's two ways to have one."""
-    if isinstance(module, _SpectralNorm):
-        return "_u", "_v"
-    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
-    return tuple(f"{hook.name}_{end}" for hook in hooks for end in "uv")
+def _vectors(network: nn.Module) -> Mapping[str, tuple[str, int]]:
+    """Return each spectral-norm vector's weight and its axis of rows, in either of PyTorch's two ways to have them."""
+    found: dict[str, tuple[str, int]] = {}
+    for prefix, module in network.named_modules():
+        start = f"{prefix}." if prefix else ""
+        if isinstance(module, _SpectralNorm):  # as layers.0.parametrizations.weight.0
+            weight = f"{prefix.rpartition('.')[0]}.original"
+            found |= {f"{start}_{end}": (weight, module.dim) for end in "uv"}
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                found |= {f"{start}{hook.name}_{end}": (f"{start}{hook.name}_orig", hook.dim) for end in "uv"}
+    return found

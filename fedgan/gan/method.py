@@ -1,12 +1,12 @@
 """The shape of a GAN method: what one local step, a site and a map need of it, and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fedgan.records import Batch
+from fedgan.records import Batch, ScanCounts
 
 Scene = Any
 """What a method's generators made of a batch; only the method itself looks inside."""
@@ -25,6 +25,14 @@ class Method(Protocol):
 
     def averages(self) -> Mapping[str, str]:
         """Return which network is the moving average of which, by name."""
+        ...
+
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
+        """Return by how many of a site's scans each network is trained there: 0 where no term of it can be had."""
+        ...
+
+    def by_disease(self) -> Collection[str]:
+        """Return the names of the tensors whose first axis is the diseases, each row trained by the scans of one."""
         ...
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pixel_shuffle, pixel_unshuffle
+from torch.nn.utils.parametrizations import spectral_norm
 
 LEVELS = 4
 
@@ -78,16 +79,25 @@ class DifferenceGenerator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Real or generated, judged patch by patch (Isola et al. 2017, arXiv:1611.07004)."""
+    """Real or generated, judged patch by patch (Isola et al. 2017, arXiv:1611.07004).
 
-    def __init__(self, *, width: int) -> None:
+    With ``spectral`` every convolution is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957),
+    and there are no group norms, which would undo the bound.
+    """
+
+    def __init__(self, *, width: int, spectral: bool = False) -> None:
         """Build with ``width`` channels at the first of four strided levels."""
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, LEVELS):
             channels = width << level
-            layers += [nn.Conv2d(channels // 2, channels, 4, 2, padding=1), _norm(channels), nn.LeakyReLU(0.2)]
+            norm = nn.Identity() if spectral else _norm(channels)
+            layers += [nn.Conv2d(channels // 2, channels, 4, 2, padding=1), norm, nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width << (LEVELS - 1), 1, 3, padding=1))
+        if spectral:
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return one unbounded score per patch.

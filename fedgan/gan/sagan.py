@@ -8,7 +8,7 @@ Adam over the whole training, where ours begins anew each round.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from fedgan.gan.foreign_squares import paste_squares
 from fedgan.gan.networks import PatchDiscriminator
 from fedgan.gan.patch_networks import NORMS, Layers, ScanCritic, TileGenerator
 from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
-from fedgan.records import Batch
+from fedgan.records import Batch, ScanCounts
 from fedgan.settings import SAGAN as SAGANSettings
 from fedgan.streams import generator_for
 
@@ -87,6 +87,17 @@ class SAGAN(nn.Module):
     def averages(self) -> Mapping[str, str]:
         """Return which network follows which."""
         return {"average": "generator"} if self.average is not None else {}
+
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
+        """Return by how many scans each network is trained: the generator by all it sees, the critic by the normals."""
+        suspects = counts.abnormal + counts.unlabelled
+        seen = counts.normal + (suspects if self.weights.adversarial else 0)
+        real = counts.normal if self.weights.adversarial and suspects else 0
+        return {"generator": seen, "average": seen, "critic": real}
+
+    def by_disease(self) -> Collection[str]:
+        """Return nothing: no disease is told from another."""
+        return ()
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run the generator over every scan that may show disease."""

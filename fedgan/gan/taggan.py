@@ -8,7 +8,7 @@ moving average of the forward generator, which draws the maps.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from fedgan.gan import losses
 from fedgan.gan.augmentation import jitter
 from fedgan.gan.networks import DifferenceGenerator, DiseaseClassifier, PatchDiscriminator
 from fedgan.gan.pseudo_lesions import paste_pseudo_lesions, transplant
-from fedgan.records import Batch
+from fedgan.records import Batch, ScanCounts
 from fedgan.settings import TagGAN as TagGANSettings
 
 NOTICEABLE = 0.06
@@ -82,8 +82,8 @@ class TagGAN(nn.Module):
         self.forward_generator = generator(attention=settings.weights.attention > 0)
         self.backward_generator = generator()
         self.forward_average = copy.deepcopy(self.forward_generator).requires_grad_(False)
-        self.normal_discriminator = PatchDiscriminator(width=settings.critic_width)
-        self.abnormal_discriminator = PatchDiscriminator(width=settings.critic_width)
+        self.normal_discriminator = PatchDiscriminator(width=settings.critic_width, spectral=settings.spectral_norm)
+        self.abnormal_discriminator = PatchDiscriminator(width=settings.critic_width, spectral=settings.spectral_norm)
         self.classifier = DiseaseClassifier(num_diseases=num_diseases, width=settings.critic_width)
 
     def generators(self) -> Iterable[nn.Parameter]:
@@ -98,6 +98,25 @@ class TagGAN(nn.Module):
     def averages(self) -> Mapping[str, str]:
         """Return which network follows which."""
         return {"forward_average": "forward_generator"}
+
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
+        """Return by how many scans each network is trained: generators by all they see, critics by the real ones."""
+        weights, suspects = self.weights, counts.abnormal + counts.unlabelled
+        play = weights.adversarial and counts.normal and suspects
+        circle = weights.cycle and counts.normal and counts.abnormal
+        judge = weights.classifier and counts.normal and counts.abnormal
+        return {
+            "forward_generator": suspects + counts.normal,
+            "forward_average": suspects + counts.normal,
+            "backward_generator": counts.abnormal + counts.normal if weights.cycle else 0,
+            "normal_discriminator": counts.normal if play else 0,
+            "abnormal_discriminator": counts.abnormal if weights.adversarial and circle else 0,
+            "classifier": counts.labelled if judge else 0,
+        }
+
+    def by_disease(self) -> Collection[str]:
+        """Return the classifier's head: one row for each disease."""
+        return "classifier.out.weight", "classifier.out.bias"
 
     def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
         """Run each generator once, over all scans that it is to see."""

@@ -108,6 +108,10 @@ class Round(_Frozen):
 
     ``pixel_ap`` and ``image_auroc`` as in ``Scores``; ``aucp`` is the pseudo-AUC of ``fedgan.results.reading.aucp``.
     """
+    shares: dict[str, dict[str, Share]] = {}
+    """Site to network to the site's share of that network's step."""
+    planned_shares: dict[str, dict[str, Share]] = {}
+    """The same if every site that was ever heard of had taken part."""
 
 
 class Metrics(_Frozen):

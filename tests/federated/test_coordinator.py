@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from fedgan.errors import QuorumNotMet
-from fedgan.federated.aggregation import fedavg
+from fedgan.federated.aggregation import GanFedAvg
 from fedgan.federated.coordinator import Plan, run_rounds, score_last
-from fedgan.records import GlobalModel, SiteFailure, SiteUpdate
+from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
 
 UNTRAINED = GlobalModel(0, {"w": torch.zeros(1)})
+AVERAGING = GanFedAvg({"w": Entry(Role.WEIGHT, Side.GENERATOR, "w")}, lambda counts: {"w": counts.labelled})
 
 
 class Recording:
@@ -21,15 +23,17 @@ class Recording:
         return [
             SiteFailure(site, task.model.round, move)
             if isinstance(move, str)
-            else SiteUpdate(site, task.model.round, {"w": torch.tensor([move])}, 1, {})
+            else SiteUpdate(
+                site, task.model.round, digest_of(task.model.weights), {"w": torch.tensor([move])}, ScanCounts(1), {}
+            )
             for site, move in self.moves.items()
         ]
 
 
 def run(sites, *, rounds=2, quorum=1, model=UNTRAINED, kept=None):
     kept = [] if kept is None else kept
-    plan = Plan(rounds=rounds, local_steps=5, quorum=quorum, aggregate=fedavg)
-    return run_rounds(model, sites, plan, keep=lambda model, answers: kept.append(model))
+    plan = Plan(rounds=rounds, local_steps=5, quorum=quorum, aggregation=AVERAGING)
+    return run_rounds(model, sites, plan, keep=lambda model, answers, contribution: kept.append(model))
 
 
 def test_rounds_add_up():
@@ -59,10 +63,10 @@ def test_a_finished_run_asks_nobody():
 
 def test_a_run_ends_before_the_round_that_nobody_needs():
     sites, kept = Recording(A=1.0), []
-    plan = Plan(rounds=9, local_steps=5, quorum=1, aggregate=fedavg)
+    plan = Plan(rounds=9, local_steps=5, quorum=1, aggregation=AVERAGING)
 
     model = run_rounds(
-        UNTRAINED, sites, plan, keep=lambda model, _: kept.append(model.round), enough=lambda: kept == [1, 2]
+        UNTRAINED, sites, plan, keep=lambda model, *_: kept.append(model.round), enough=lambda: kept == [1, 2]
     )
 
     assert (model.round, kept, len(sites.tasks)) == (2, [1, 2], 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedgan.federated.site import weights_of
-from fedgan.records import GlobalModel, RoundTask, SiteFailure
+from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
 from fedgan.simulation import build_site, load_cohorts, networks_for
 
 
@@ -28,6 +28,7 @@ def test_an_update_is_weights_after_minus_weights_before(site_of):
     update = site.answer(RoundTask(model, local_steps=2))
 
     after = weights_of(site.networks)
+    assert update.digest == digest_of(model.weights)
     assert all(torch.equal(update.delta[name], after[name] - model.weights[name]) for name in model.weights)
     assert any(delta.abs().max() > 0 for delta in update.delta.values())
 
@@ -57,7 +58,9 @@ def test_an_update_counts_the_training_scans(site_of):
 
     update = site.answer(RoundTask(untrained(site), local_steps=1))
 
-    assert update.num_images == len(site.train_cohort)
+    train = site.train_cohort
+    assert update.counts.labelled == len(train)
+    assert update.counts.by_disease == tuple(int(train.diseases[:, kind].sum()) for kind in range(2))
 
 
 def test_divergence_leaves_the_site_as_a_name_and_stays_in_its_log_in_words(site_of, caplog):

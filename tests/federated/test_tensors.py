@@ -26,6 +26,9 @@ class Pair(nn.Module):
     def critics(self):
         return self.critic.parameters()
 
+    def by_disease(self):
+        return ()
+
     def averages(self):
         return {"average": "generator"} if hasattr(self, "average") else {}
 

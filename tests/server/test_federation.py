@@ -9,7 +9,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
 from fedgan.errors import QuorumNotMet
-from fedgan.records import GlobalModel, RoundTask, SiteFailure, SiteUpdate
+from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate
 from fedgan.wire import pack_answer, pack_partition, unpack_task
 from server.federation import FlowerFederation, bind_simulated_nodes
 
@@ -44,7 +44,8 @@ def _flower_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 def doubles(message: Message) -> Message:
     """Train by doubling: a site that claims to be somebody else."""
     task = unpack_task(message.content)
-    update = SiteUpdate("Mallory", task.model.round, task.model.weights, task.local_steps, {"loss/cycle": 0.5})
+    counts = ScanCounts(abnormal=task.local_steps)
+    update = SiteUpdate("Mallory", task.model.round, "0" * 64, task.model.weights, counts, {"loss/cycle": 0.5})
     return Message(pack_answer(update), reply_to=message)
 
 
@@ -72,7 +73,7 @@ def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by():
     assert [answer.site for answer in answers] == ["A", "B"]
     assert all(isinstance(answer, SiteUpdate) for answer in answers)
     assert torch.equal(answers[0].delta["w"], TASK.model.weights["w"])
-    assert (answers[0].round, answers[0].num_images, answers[0].metrics) == (4, 3, {"loss/cycle": 0.5})
+    assert (answers[0].round, answers[0].counts.abnormal, answers[0].metrics) == (4, 3, {"loss/cycle": 0.5})
 
 
 @pytest.mark.parametrize(

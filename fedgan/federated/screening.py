@@ -1,0 +1,151 @@
+"""What an update must be before it counts; how those that count are combined is ``aggregation``."""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from fedgan.errors import (
+    ForeignUpdate,
+    NoImages,
+    NotFinite,
+    StaleUpdate,
+    TooLarge,
+    UnagreedMetric,
+    UpdateRejected,
+)
+from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights, digest_of
+
+log = logging.getLogger(__name__)
+
+METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}")
+
+FEWEST_FOR_A_MEDIAN = 3
+"""With two updates, the median of their norms is no witness against either."""
+
+Norms = Mapping[Side, float]
+"""How far an update moves each player, over trained tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What every update of one round must fit."""
+
+    round: int
+    digest: str
+    tensors: Mapping[str, tuple[torch.Size, torch.dtype]]
+    """Shape and type of each tensor that a delta must have, by name."""
+
+
+def expected_of(model: GlobalModel, delta: Weights) -> Expected:
+    """Return what updates of ``model`` must fit, if they have the tensors of ``delta``."""
+    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in delta.items()}
+    return Expected(model.round, digest_of(model.weights), tensors)
+
+
+def check(expected: Expected, update: SiteUpdate) -> None:
+    """Refuse an update that cannot be combined, or whose metrics are not what was agreed on.
+
+    Raises:
+        UpdateRejected: as its subclass and message say, naming the site.
+    """
+    site = f"site {update.site}"
+    if update.round != expected.round:
+        raise StaleUpdate(
+            f"{site} answered for round {update.round + 1} in round {expected.round + 1}; is it restarting?"
+        )
+    if update.digest != expected.digest:
+        raise StaleUpdate(f"{site} trained another model than the one that was sent; it must update fedgan and restart")
+    counts = update.counts
+    if counts.labelled < 1 or min(counts.normal, counts.abnormal, counts.unlabelled, *counts.by_disease) < 0:
+        raise NoImages(f"{site} claims to have trained on no image; it must check its manifest")
+    if dict(expected.tensors) != {name: (tensor.shape, tensor.dtype) for name, tensor in update.delta.items()}:
+        raise ForeignUpdate(
+            f"{site} sent tensors that differ from the model's in name, shape or type; "
+            "is it running the same model configuration?"
+        )
+    check_metrics(update)
+
+
+def check_metrics(update: SiteUpdate) -> None:
+    """Refuse metrics that are not finite figures under agreed names, scores of validation within [0, 1].
+
+    Raises:
+        UnagreedMetric: as the message says, naming the site but never the metric, whose name may be anything.
+    """
+    for name, value in update.metrics.items():
+        bounded = 0 <= value <= 1 if name.startswith("validation/") else math.isfinite(value)
+        if not (METRIC.fullmatch(name) and bounded):
+            raise UnagreedMetric(f"site {update.site} sent a metric that is no bounded figure of an agreed name")
+
+
+def measure(update: SiteUpdate, entries: Mapping[str, Entry]) -> Norms:
+    """Return how far an update moves each player: the Euclidean norm over its trained tensors.
+
+    Raises:
+        NotFinite: a value of any tensor is not a finite number, or so large that the norm is none.
+    """
+    squares = dict.fromkeys(Side, 0.0)
+    for name, tensor in update.delta.items():
+        norm = float(torch.linalg.vector_norm(tensor)) if tensor.is_floating_point() else 0.0
+        if not math.isfinite(norm):
+            raise NotFinite(f"site {update.site} sent values that are not finite; the site must look at its training")
+        if entries[name].role in (Role.WEIGHT, Role.AFFINE):
+            squares[entries[name].side] += norm**2
+    return {side: math.sqrt(square) for side, square in squares.items()}
+
+
+def medians(norms: Sequence[Norms]) -> Norms:
+    """Return the median norm of each player, of those updates that move it at all; 0 if none does."""
+    moved = {side: [of_site[side] for of_site in norms if of_site[side] > 0] for side in Side}
+    return {side: median(found) if found else 0.0 for side, found in moved.items()}
+
+
+def check_norms(site: str, norms: Norms, usual: Norms, *, ratio: float) -> None:
+    """Refuse an update that moves a player more than ``ratio`` times as far as the median update does.
+
+    Raises:
+        TooLarge: as the message says, naming the site.
+    """
+    for side, norm in norms.items():
+        if norm > ratio * usual[side] > 0:
+            raise TooLarge(
+                f"site {site} moved the {side} more than {ratio:g} times as far as the median site; "
+                "it must look at its training, and the coordinator at the site"
+            )
+
+
+def judge(answers: Sequence[Answer], expected: Expected, entries: Mapping[str, Entry], *, ratio: float) -> list[Answer]:
+    """Return the answers of a round, with a failure in place of each update that must not count.
+
+    With fewer than three updates none is refused for its norm.
+    """
+    norms: dict[str, Norms] = {}
+
+    def fits(update: SiteUpdate) -> None:
+        check(expected, update)
+        norms[update.site] = measure(update, entries)
+
+    fitting = [_judged(answer, fits) for answer in answers]
+    if len(norms) < FEWEST_FOR_A_MEDIAN:
+        return fitting
+    usual = medians(list(norms.values()))
+    return [
+        _judged(answer, lambda update: check_norms(update.site, norms[update.site], usual, ratio=ratio))
+        for answer in fitting
+    ]
+
+
+def _judged(answer: Answer, refuse: Callable[[SiteUpdate], None]) -> Answer:
+    if isinstance(answer, SiteUpdate):
+        try:
+            refuse(answer)
+        except UpdateRejected as refusal:
+            log.error("round %d: %s", answer.round + 1, refusal)  # noqa: TRY400 - the message says all
+            return SiteFailure(answer.site, answer.round, type(refusal).__name__)
+    return answer
