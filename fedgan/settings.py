@@ -112,7 +112,25 @@ class Game(_Frozen):
     """No evidence where most of a pixel's neighbourhood is air."""
 
 
-class TagGAN(Game):
+class PseudoLesions(Game):
+    """What a site's radiologists know of the disease without a drawing: how pseudo-lesions look, and where they are."""
+
+    brighter: Annotated[float, Field(ge=0, le=1)]
+    """Share of the pasted pseudo-lesions that are brighter than what they cover."""
+    dark: bool
+    """Paste them into the darker half of the tissue only, as the lungs in a chest X-ray."""
+    radius: tuple[Fraction, Fraction]
+    """Their smallest and largest radius, as a share of the scan's width."""
+
+    @model_validator(mode="after")
+    def _radii_in_order(self) -> Self:
+        if self.radius[0] > self.radius[1]:
+            msg = f"radius: the smallest ({self.radius[0]:g}) is larger than the largest ({self.radius[1]:g})"
+            raise ValueError(msg)
+        return self
+
+
+class TagGAN(PseudoLesions):
     """TagGAN; see ``fedgan.gan.taggan`` for what is the paper's and what is ours."""
 
     kind: Literal["taggan"]
@@ -127,8 +145,6 @@ class TagGAN(Game):
     adversarial: Literal["lsgan", "hinge", "wgan_gp"]
     """The adversarial game; see ``fedgan.gan.losses``."""
     weights: LossWeights
-    brighter: Annotated[float, Field(ge=0, le=1)]
-    """Share of the pasted pseudo-lesions that are brighter than what they cover."""
     transplants: Annotated[float, Field(ge=0, le=1)]
     """Share of the normal scans that get, as pseudo-lesion, what the averaged generator finds in an abnormal scan."""
 
@@ -144,7 +160,7 @@ class SAGANLossWeights(_Frozen):
     """A normal scan with a pseudo-lesion becomes what it was."""
 
 
-class SAGAN(Game):
+class SAGAN(PseudoLesions):
     """SAGAN; see ``fedgan.gan.sagan`` for how ``sagan_released`` and ``sagan`` differ and why."""
 
     kind: Literal["sagan"]
@@ -174,9 +190,8 @@ class SAGAN(Game):
     """The adversarial game; see ``fedgan.gan.losses``."""
     weights: SAGANLossWeights
     pseudo_lesions: Literal["squares", "blobs"]
-    """What is pasted into normal scans: squares of another scan (as released), or soft blobs in the tissue."""
-    brighter: Annotated[float, Field(ge=0, le=1)]
-    """Share of the blobs that are brighter than what they cover. Only with model.pseudo_lesions=blobs."""
+    """What is pasted into normal scans: squares of another scan (as released), or soft blobs in the tissue, which
+    alone are ``brighter``, ``dark`` and of a ``radius``."""
     restoration: Literal["l1", "mse"]
     """How the distance of a restored scan from what it was is measured."""
 

@@ -5,6 +5,7 @@ darker, or of another scan's texture, because real lesions are no squares.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,12 +15,40 @@ BACKGROUND = -0.85
 """Pixels darker than this, in [-1, 1], are taken for air."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lesions:
+    """What pseudo-lesions look like, and where they are: all that is said of a disease besides the labels."""
+
+    brighter: float
+    """Share that are brighter than what they cover, in [0, 1]."""
+    dark: bool = False
+    """Whether they lie in the darker half of the tissue, as the lungs in an X-ray."""
+    radius: tuple[float, float] = (0.04, 0.20)
+    """Smallest and largest radius, as a share of the scan's width."""
+
+
 def tissue_of(scans: Tensor) -> Tensor:
     """Return 1 where most of a pixel's neighbourhood (5 x 5) is brighter than air, else 0.
 
     Shapes: ``scans`` (N, 1, H, W) in [-1, 1]; result (N, 1, H, W) in {0, 1}.
     """
     return (avg_pool2d((scans > BACKGROUND).float(), 5, 1, 2) > 0.6).float()
+
+
+def dark_tissue_of(scans: Tensor) -> Tensor:
+    """Return 1 where tissue is darker, over 5 x 5 pixels of tissue, than half of the scan's; else, and in air, 0.
+
+    Within an eighth of the border it is 0 too: what is dark there are shoulders and flanks.
+
+    Shapes: as ``tissue_of``.
+    """
+    tissue = tissue_of(scans)
+    even = avg_pool2d(scans * tissue, 5, 1, 2) / avg_pool2d(tissue, 5, 1, 2).clamp_min(0.01)
+    usual = torch.where(tissue > 0, even, torch.nan).flatten(1).nanmedian(dim=1).values[:, None, None, None]
+    rows, columns = scans.shape[2] // 8, scans.shape[3] // 8
+    inner = torch.zeros_like(tissue)
+    inner[:, :, rows:-rows, columns:-columns] = 1
+    return inner * tissue * (even < usual)
 
 
 def _smooth_noise(count: int, size: int, cells: int, rng: torch.Generator) -> Tensor:
@@ -33,7 +62,7 @@ def _uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tenso
     return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng)
 
 
-def _blob(tissue: Tensor, rng: torch.Generator) -> Tensor:
+def _blob(tissue: Tensor, radii: tuple[float, float], rng: torch.Generator) -> Tensor:
     """Return one soft-edged, irregular region per scan, centred in ``tissue``: (N, 1, H, W) in [0, 1]."""
     count, _, size, _ = tissue.shape
     centre = torch.multinomial(tissue.flatten(1) + 1e-6, 1, generator=rng)[:, 0]
@@ -44,17 +73,17 @@ def _blob(tissue: Tensor, rng: torch.Generator) -> Tensor:
     stretch = torch.exp(0.4 * torch.randn(count, 1, 1, 1, generator=rng))
     along = (right * turn.cos() + down * turn.sin()) * stretch
     across = (down * turn.cos() - right * turn.sin()) / stretch
-    radius = _uniform(count, 0.04, 0.20, rng)
+    radius = _uniform(count, *radii, rng)
     distance = (along.square() + across.square()).sqrt() / radius + 0.35 * _smooth_noise(count, size, 8, rng)
     return torch.sigmoid((1 - distance) / _uniform(count, 0.05, 0.35, rng))
 
 
-def paste_pseudo_lesions(normal: Tensor, *, brighter: float, rng: torch.Generator) -> Tensor:
+def paste_pseudo_lesions(normal: Tensor, *, lesions: Lesions, rng: torch.Generator) -> Tensor:
     """Return ``normal`` with one or two pseudo-lesions in the tissue of each scan.
 
     Args:
         normal: scans to paste into; the texture of a lesion may come from the scan before it.
-        brighter: share of lesions that are brighter than what they cover, in [0, 1].
+        lesions: how they look, and where they are.
         rng: the random stream, on the CPU.
 
     Shapes: ``normal`` and result (N, 1, H, W) in [-1, 1], H = W.
@@ -63,15 +92,15 @@ def paste_pseudo_lesions(normal: Tensor, *, brighter: float, rng: torch.Generato
         return normal
     scans = normal.cpu()
     count, size = len(scans), scans.shape[-1]
-    tissue = tissue_of(scans)
+    tissue = dark_tissue_of(scans) if lesions.dark else tissue_of(scans)
     pasted = scans
     for share_of_scans in (1.0, 0.3):
-        sign = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < brighter, 1.0, -1.0)
+        sign = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < lesions.brighter, 1.0, -1.0)
         offset = sign * _uniform(count, 0.15, 0.75, rng) * (1 + 0.25 * _smooth_noise(count, size, 10, rng))
         foreign = 0.7 * (scans.roll(1, dims=0) - scans) + 0.5 * offset
         change = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.3, foreign, offset)
         used = (torch.rand(count, 1, 1, 1, generator=rng) < share_of_scans).float()
-        pasted = pasted + used * tissue * _blob(tissue, rng) * ((scans + change).clamp(-1, 1) - scans)
+        pasted = pasted + used * tissue * _blob(tissue, lesions.radius, rng) * ((scans + change).clamp(-1, 1) - scans)
     return pasted.clamp(-1, 1).to(normal.device)
 
 

@@ -19,7 +19,7 @@ from fedgan.gan import losses
 from fedgan.gan.foreign_squares import paste_squares
 from fedgan.gan.networks import PatchDiscriminator
 from fedgan.gan.patch_networks import NORMS, Layers, ScanCritic, TileGenerator
-from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
+from fedgan.gan.pseudo_lesions import Lesions, paste_pseudo_lesions
 from fedgan.records import Batch, ScanCounts
 from fedgan.settings import SAGAN as SAGANSettings
 from fedgan.streams import generator_for
@@ -60,7 +60,8 @@ class SAGAN(nn.Module):
         self.output = OUTPUTS[settings.output]
         self.restoration = RESTORATIONS[settings.restoration]
         self.masked = settings.masked
-        self.pseudo_lesions, self.brighter = settings.pseudo_lesions, settings.brighter
+        self.pseudo_lesions = settings.pseudo_lesions
+        self.lesions = Lesions(settings.brighter, dark=settings.dark, radius=settings.radius)
         self.ema_decay = settings.ema_decay
         self.generator = TileGenerator(
             width=settings.width,
@@ -140,7 +141,7 @@ class SAGAN(nn.Module):
     def _paste(self, normal: Tensor, rng: torch.Generator) -> Tensor:
         if self.pseudo_lesions == "squares":
             return paste_squares(normal, rng=rng)
-        return paste_pseudo_lesions(normal, brighter=self.brighter, rng=rng)
+        return paste_pseudo_lesions(normal, lesions=self.lesions, rng=rng)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedgan.gan import losses
 from fedgan.gan.augmentation import jitter
 from fedgan.gan.networks import DifferenceGenerator, DiseaseClassifier, PatchDiscriminator
-from fedgan.gan.pseudo_lesions import paste_pseudo_lesions, transplant
+from fedgan.gan.pseudo_lesions import Lesions, paste_pseudo_lesions, transplant
 from fedgan.records import Batch, ScanCounts
 from fedgan.settings import TagGAN as TagGANSettings
 
@@ -74,7 +74,7 @@ class TagGAN(nn.Module):
         super().__init__()
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
-        self.brighter = settings.brighter
+        self.lesions = Lesions(settings.brighter, dark=settings.dark, radius=settings.radius)
         self.transplants = settings.transplants
         self.ema_decay = settings.ema_decay
         self.num_diseases = num_diseases
@@ -155,7 +155,7 @@ class TagGAN(nn.Module):
 
     def _paste(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return the normal scans with pseudo-lesions, made up or found in the abnormal ones."""
-        pasted = paste_pseudo_lesions(batch.normal, brighter=self.brighter, rng=rng)
+        pasted = paste_pseudo_lesions(batch.normal, lesions=self.lesions, rng=rng)
         if not (self.transplants and len(batch.abnormal)):
             return pasted
         with torch.no_grad():

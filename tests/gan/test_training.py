@@ -6,7 +6,7 @@ import torch
 from fedgan.errors import Diverged
 from fedgan.gan.build import build_networks, computes_in_bfloat16
 from fedgan.gan.losses import restoration
-from fedgan.gan.pseudo_lesions import paste_pseudo_lesions
+from fedgan.gan.pseudo_lesions import Lesions, paste_pseudo_lesions
 from fedgan.gan.training import descend, players_for, train
 from fedgan.records import Batch
 
@@ -50,7 +50,7 @@ def test_losses_are_means_over_the_steps(tiny):
 def test_restoring_pseudo_lesions_is_learned(tiny):
     axis = torch.linspace(-1, 1, 32)
     heads = torch.where(axis[:, None].square() + axis[None, :].square() < 0.6, 0.0, -1.0).expand(32, 1, 32, 32)
-    pasted = paste_pseudo_lesions(heads, brighter=0.5, rng=torch.Generator().manual_seed(1))
+    pasted = paste_pseudo_lesions(heads, lesions=Lesions(0.5), rng=torch.Generator().manual_seed(1))
     networks = build_networks(tiny("model.width=8").model, num_diseases=1, seed=0, device=CPU)
     players = players_for(networks, learning_rate=2e-3, critic_learning_rate=1e-3, bfloat16=False)
 
