@@ -12,7 +12,7 @@ from fedgan.config import read
 from fedgan.federated.site import Site
 from fedgan.records import SiteFailure
 from fedgan.settings import Simulation
-from fedgan.simulation import build_site, load_cohorts, networks_for
+from fedgan.simulation import build_site, load_cohorts, networks_for, open_folder
 from fedgan.wire import pack_answer, pack_partition, unpack_task
 
 log = logging.getLogger(__name__)
@@ -50,4 +50,5 @@ def _site(folder: Path, partition: int) -> Site:
         torch.set_num_threads(settings.threads)
     name = (settings.data.sites or ())[partition]
     alone = settings.model_copy(update={"data": settings.data.model_copy(update={"sites": (name,)})})
-    return build_site(settings, name, load_cohorts(alone)[name], networks_for(settings))
+    memory = open_folder(settings, folder).memory_of(name)
+    return build_site(settings, name, load_cohorts(alone)[name], networks_for(settings), memory=memory)

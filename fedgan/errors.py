@@ -3,6 +3,7 @@
 FedganError
 ├── SettingsError        the person at the keyboard: a setting is missing, unknown or out of bounds
 ├── CohortError          the site's data engineer: the manifest or its images cannot be used as they are
+├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
 ├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
@@ -43,6 +44,10 @@ class CohortError(FedganError):
             f"site {site}: {len(self.problems)} problem(s) in the manifest; "
             f"the site's data engineer must mend them:\n{shown}{more}"
         )
+
+
+class SiteMemoryError(FedganError):
+    """What a site keeps from round to round cannot be written or read; no update leaves the site."""
 
 
 class RunFolderError(FedganError):

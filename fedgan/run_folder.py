@@ -4,6 +4,7 @@ config.yaml             the composed settings
 audit.jsonl             what happened, hash-chained
 history.json            one record per kept round
 rounds/0007.safetensors the last kept round, and the best so far
+sites/A/                what a simulated site keeps from round to round, if the settings ask for it
 model/                  the model for ``fed-client map``: the last kept round until the run has chosen
 """
 
@@ -75,6 +76,10 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.path} cannot be used as a run's folder ({error}); choose another") from error
         self.history = tuple(entry for entry in rounds if entry.round <= self._last_number())
+
+    def memory_of(self, site: str) -> Path:
+        """Return the folder in which a simulated site remembers; it is made when there is something to remember."""
+        return self.path / "sites" / site
 
     def latest(self) -> GlobalModel | None:
         """Return the last kept round, or nothing before the first."""

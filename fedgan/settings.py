@@ -218,6 +218,21 @@ class GanFedAvg(_Frozen):
     average_decay: Annotated[float, Field(ge=0, lt=1)]
     """Share of the old value that the generator's moving average, which draws the maps, keeps in every round, on top of
     ``model.ema_decay`` at the sites."""
+    share: Literal["both", "generator"] | tuple[str, ...]
+    """Which player's networks travel, or a list of networks by name, as [forward_generator,classifier]; others stay at
+    their site."""
+    generator_every: Count | None
+    """Local steps from one averaging of the generators to the next, a multiple of ``local_steps``; null: each round."""
+    discriminator_every: Count | None
+    """The same of the discriminators and the classifier."""
+    statistics: Literal["local", "pooled"]
+    """Whose running statistics of norms a site goes on with: its own (FedBN), or those of all sites."""
+    generator_prox: NonNegative
+    """Pull of the weights that a site received on its generators (FedProx); 0 is none."""
+    discriminator_prox: NonNegative
+    """The same of the discriminators and the classifier, which drift first."""
+    moments: Literal["reset", "second", "both"]
+    """Which of Adam's moments a site keeps from round to round."""
 
     @model_validator(mode="after")
     def _floor_below_cap(self) -> Self:
@@ -310,6 +325,16 @@ class Simulation(_Frozen):
     aggregation: Aggregation
     server_optimizer: ServerOptimizer
     """What the coordinator makes of the sites' mean step, on trained tensors alone."""
+
+    @model_validator(mode="after")
+    def _intervals_are_whole_rounds(self) -> Self:
+        if isinstance(self.aggregation, GanFedAvg):
+            for name in ("generator_every", "discriminator_every"):
+                every = getattr(self.aggregation, name)
+                if every is not None and every % self.local_steps:
+                    msg = f"aggregation.{name} {every} is no multiple of local_steps ({self.local_steps})"
+                    raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _optimizer_has_an_aggregation(self) -> Self:

@@ -11,15 +11,17 @@ from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
-from fedgan.federated.build import build_aggregation
+from fedgan.federated.build import build_aggregation, build_sharing
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
+from fedgan.federated.memory import FolderMemory
+from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import Recipe, Site, weights_of
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask
 from fedgan.results.reading import figures_of, validate
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import ManifestData, PhantomData, Simulation
+from fedgan.settings import GanFedAvg, ManifestData, PhantomData, Simulation
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -189,10 +191,22 @@ def bfloat16_in(settings: Simulation) -> bool:
 
 
 def build_site(
-    settings: Simulation, name: str, cohort: Cohort, networks: Method, watcher: Watcher | None = None
+    settings: Simulation,
+    name: str,
+    cohort: Cohort,
+    networks: Method,
+    *,
+    memory: Path | None = None,
+    watcher: Watcher | None = None,
 ) -> Site:
-    """Return the site ``name``, which trains ``networks`` on ``cohort`` as the settings say."""
+    """Return the site ``name``, which trains ``networks`` on ``cohort`` as the settings say.
+
+    ``memory`` is the folder in which it remembers; without, it begins every round with what it is sent.
+    """
+    told = settings.aggregation
     recipe = Recipe(
+        sharing=sharing_in(settings, networks),
+        validate=partial(validate, drawing=drawing_of(settings.model)),
         seed=settings.seed,
         rounds=settings.rounds,
         batch_size=settings.model.batch_size,
@@ -203,9 +217,26 @@ def build_site(
         last_rate=settings.model.last_rate,
         betas=settings.model.betas,
         bfloat16=bfloat16_in(settings),
+        prox=(told.generator_prox, told.discriminator_prox) if isinstance(told, GanFedAvg) else (0.0, 0.0),
+        moments=told.moments if isinstance(told, GanFedAvg) else "reset",
     )
-    scoring = partial(validate, drawing=drawing_of(settings.model))
-    return Site(name, cohort, networks, recipe, validate=scoring, on_step=partial(_tell, watcher, name))
+    kept = FolderMemory(memory) if memory else None
+    return Site(name, cohort, networks, recipe, memory=kept, on_step=partial(_tell, watcher, name))
+
+
+def sharing_in(settings: Simulation, networks: Method) -> Sharing:
+    """Return which tensors of ``networks`` leave a site, and when.
+
+    Raises:
+        SettingsError: a network to be shared is not one of them.
+    """
+    return build_sharing(
+        settings.aggregation,
+        networks,
+        rounds=settings.rounds,
+        local_steps=settings.local_steps,
+        num_diseases=len(settings.data.diseases),
+    )
 
 
 def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, float]) -> None:
@@ -239,7 +270,8 @@ def train_in_folder(
 
     untrained = networks_for(settings)
     model = folder.latest() or GlobalModel(0, weights_of(untrained))
-    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained)
+    sharing = sharing_in(settings, untrained)
+    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained, sharing)
     plan = Plan(settings.rounds, local_steps, quorum, aggregation)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
@@ -255,7 +287,10 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
         As ``train_in_folder``.
     """
     networks = networks_for(settings)
-    sites = [build_site(settings, name, cohort, networks, watcher) for name, cohort in arm.cohorts.items()]
+    sites = [
+        build_site(settings, name, cohort, networks, memory=folder.memory_of(name), watcher=watcher)
+        for name, cohort in arm.cohorts.items()
+    ]
     if watcher:
         done = model.round if (model := folder.latest()) else 0
         watcher.arm(arm.name, rounds=settings.rounds, done=done, steps=arm.local_steps * len(sites))

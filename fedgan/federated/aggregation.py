@@ -16,6 +16,7 @@ from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
 from fedgan.federated.server_step import Move, as_agreed
 from fedgan.federated.shares import ShareRule, shares
+from fedgan.federated.sharing import Sharing
 from fedgan.federated.spectral import leading_vectors
 from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUpdate, Weights
@@ -47,6 +48,8 @@ class GanFedAvg:
     entries: Mapping[str, Entry]
     driven_by: Callable[[ScanCounts], Mapping[str, int]]
     """By how many of a site's scans each network is trained."""
+    sharing: Sharing | None = None
+    """What is sent after each round; None is everything."""
     share_rule: ShareRule = field(default_factory=ShareRule)
     rule: Rule = weighted_mean
     suspects: float | None = None
@@ -61,15 +64,22 @@ class GanFedAvg:
 
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
         """Return the answers, with a failure in place of each update of ``model`` that must not count."""
-        return judge(answers, expected_of(model, model.weights), self.entries, ratio=self.norm_ratio)
+        sent = {name: model.weights[name] for name in self._sent(model)}
+        return judge(answers, expected_of(model, sent), self.entries, ratio=self.norm_ratio)
+
+    def _sent(self, model: GlobalModel) -> list[str]:
+        """Return which tensors updates of ``model`` have, in the model's order."""
+        sent = self.sharing.sent_after(model.round) if self.sharing else model.weights
+        return [name for name in model.weights if name in sent]
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
         """Return the next model, and how much each site counted in it; ``updates`` are those of one round."""
         ordered = sorted(updates, key=lambda update: update.site)
         voices = self._voices(ordered)
         memory = {**model.memory, **{f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in ordered}}
-        weights: dict[str, Tensor] = {}
-        for name, before in model.weights.items():
+        weights = dict(model.weights)
+        for name in self._sent(model):
+            before = model.weights[name]
             match self.entries[name].role:
                 case Role.WEIGHT | Role.AFFINE:
                     step, kept = self.move(name, self._agree(name, before, voices), model.memory)
@@ -82,8 +92,8 @@ class GanFedAvg:
                 case Role.COUNTER:
                     weights[name] = torch.stack([before + voice.delta[name] for voice in voices]).amax(dim=0)
                 case Role.VECTOR:
-                    weights[name] = before
-        weights |= dict(self._vectors(weights))
+                    pass  # found anew once their weights have moved
+        weights |= dict(self._vectors(weights, self._sent(model)))
         return GlobalModel(model.round + 1, weights, memory), self._contribution(voices, memory)
 
     def _agree(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Tensor:
@@ -139,9 +149,10 @@ class GanFedAvg:
             pooled = pooled.clamp_min(0)
         return pooled.to(before[name].dtype)
 
-    def _vectors(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
-        """Yield the spectral-norm vectors of weights that have just moved."""
-        for name, entry in self.entries.items():
+    def _vectors(self, weights: Weights, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the spectral-norm vectors among ``names``, for weights that have just moved."""
+        for name in names:
+            entry = self.entries[name]
             if entry.normalises and name.endswith("u"):
                 left, right = leading_vectors(weights[entry.normalises], entry.axis, weights[name])
                 yield name, left
@@ -166,8 +177,8 @@ class GanFedAvg:
     def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
         """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-        for name, entry in self.entries.items():
-            if entry.role in (Role.WEIGHT, Role.AFFINE):
+        for name in updates[0].delta:
+            if self.entries[name].role in (Role.WEIGHT, Role.AFFINE):
                 flat = [update.delta[name].reshape(-1) for update in updates]
                 for start in range(0, len(flat[0]), PART):
                     part = torch.stack([tensor[start : start + PART] for tensor in flat]).double()

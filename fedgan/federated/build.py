@@ -1,21 +1,26 @@
 """From settings to how a run's updates are combined."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from fedgan import settings as asked
+from fedgan.errors import SettingsError
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.rules import Rule, median, trimmed_mean, weighted_mean
 from fedgan.federated.server_step import Adaptive, Momentum, Move, as_agreed
 from fedgan.federated.shares import ShareRule
-from fedgan.federated.tensors import entries
+from fedgan.federated.sharing import Sharing
+from fedgan.federated.tensors import Entry, Role, Side, entries
 from fedgan.gan.method import Method
+from fedgan.records import ScanCounts
 
 
 def build_aggregation(
     settings: asked.GanFedAvg | asked.FedAvg,
     optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.ServerAdam,
     method: Method,
+    sharing: Sharing,
 ) -> Aggregation:
     """Return what combines the updates of ``method``'s networks.
 
@@ -27,6 +32,7 @@ def build_aggregation(
         return FedAvg(found)
     return GanFedAvg(
         entries=found,
+        sharing=sharing,
         driven_by=method.driven_by,
         share_rule=ShareRule(settings.exponent, settings.cap, settings.floor),
         rule=_rule(settings),
@@ -36,6 +42,53 @@ def build_aggregation(
         move=_move(optimizer),
         average_decay=settings.average_decay,
     )
+
+
+def build_sharing(
+    settings: asked.GanFedAvg | asked.FedAvg, method: Method, *, rounds: int, local_steps: int, num_diseases: int
+) -> Sharing:
+    """Return what of ``method``'s state leaves a site, and when: nothing of a network that no term trains.
+
+    Raises:
+        SettingsError: a network to be shared is not one of the method's.
+        ModelError: a tensor of the networks is of no known kind.
+    """
+    found = entries(method)
+    if settings.kind == "fedavg":
+        return Sharing(rounds, dict.fromkeys(found, 1))
+    steps = {Side.GENERATOR: settings.generator_every, Side.CRITIC: settings.discriminator_every}
+    everything = ScanCounts(1, 1, 1, (1,) * num_diseases)
+    trained = {network for network, scans in method.driven_by(everything).items() if scans}
+    shared = trained & _shared(settings.share, found)
+    local = (Role.STATISTIC, Role.COUNTER) if settings.statistics == "local" else ()
+    return Sharing(
+        rounds,
+        {
+            name: (steps[entry.side] or local_steps) // local_steps
+            for name, entry in found.items()
+            if entry.network in shared
+        },
+        kept=frozenset(
+            name
+            for name, entry in found.items()
+            if entry.network in trained - shared or (entry.network in shared and entry.role in local)
+        ),
+    )
+
+
+def _shared(share: str | tuple[str, ...], found: Mapping[str, Entry]) -> set[str]:
+    """Return the names of the networks that travel."""
+    sides = {entry.network: entry.side for entry in found.values()}
+    match share:
+        case "both":
+            return set(sides)
+        case "generator":
+            return {network for network, side in sides.items() if side is Side.GENERATOR}
+    if unknown := set(share) - set(sides):
+        raise SettingsError(
+            f"aggregation.share: unknown network {', '.join(sorted(unknown))}; there are {', '.join(sides)}"
+        )
+    return set(share)
 
 
 def _rule(settings: asked.GanFedAvg) -> Rule:

@@ -4,15 +4,19 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
+from fedgan.federated.memory import MOMENTS, OWN, Memory, NoMemory
+from fedgan.federated.sharing import Sharing
 from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
-from fedgan.gan.training import OnStep, players_for, train
+from fedgan.gan.training import OnStep, moments_of, players_for, take_over, train
 from fedgan.records import Answer, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights, digest_of
 from fedgan.streams import generator_for
 
@@ -24,8 +28,10 @@ Validate = Callable[[Method, Cohort], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a site trains in every round of a run."""
+    """How a site trains in every round of a run, and what it sends."""
 
+    sharing: Sharing
+    validate: Validate
     seed: int
     rounds: int
     """Rounds of the whole run, over which the learning rates fall."""
@@ -38,6 +44,10 @@ class Recipe:
     """Share of the learning rates in the last round."""
     betas: tuple[float, float]
     bfloat16: bool
+    prox: tuple[float, float] = (0.0, 0.0)
+    """Pull of the received weights on the generators and on the critics."""
+    moments: Literal["reset", "second", "both"] = "reset"
+    """Which of Adam's moments outlive a round."""
 
     def rate_in(self, number: int) -> float:
         """Return the share of the learning rates in round ``number`` (from 0): 1 at first, ``last_rate`` at last."""
@@ -45,7 +55,7 @@ class Recipe:
 
 
 class Site:
-    """One institution's scans; it remembers nothing that matters between rounds."""
+    """One institution's scans; all that it remembers from round to round is in its memory."""
 
     def __init__(
         self,
@@ -54,20 +64,21 @@ class Site:
         networks: Method,
         recipe: Recipe,
         *,
-        validate: Validate,
+        memory: Memory | None = None,
         on_step: OnStep = lambda step, losses: None,
     ) -> None:
         """Take the scans of all splits, and networks of the model's shape, whose weights each task replaces.
 
-        In a simulation sites take turns with the same ``networks``.
+        In a simulation sites take turns with the same ``networks``. Without a ``memory`` a site begins every round with
+        what it is sent.
         """
         self.name = name
         self.networks = networks
         self.recipe = recipe
+        self.memory = memory or NoMemory()
         self.train_cohort = cohort.split("train")
         self.val_cohort = cohort.split("val")
         self.counts = count_scans(self.train_cohort)
-        self.validate = validate
         self.on_step = on_step
 
     def answer(self, task: RoundTask) -> Answer:
@@ -83,27 +94,32 @@ class Site:
 
     def _train(self, task: RoundTask) -> SiteUpdate:
         """Load, validate, train, subtract."""
-        before = task.model.weights
-        load_weights(self.networks, before)
-        metrics = {f"validation/{name}": score for name, score in self.validate(self.networks, self.val_cohort).items()}
+        before, number = task.model.weights, task.model.round
+        since, kept = self.memory.recall(number)
+        load_weights(self.networks, {**before, **self.recipe.sharing.still_own(_part(kept, OWN), since, number)})
+        scores = self.recipe.validate(self.networks, self.val_cohort)
+        metrics = {f"validation/{name}": score for name, score in scores.items()}
         if not task.local_steps:
             return SiteUpdate(self.name, task.model.round, digest_of(before), {}, self.counts, metrics)
         if not self.counts.labelled:
             raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
-        losses = self._take_steps(task)
-        self.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
+        losses, moments = self._take_steps(task, _part(kept, MOMENTS))
+        self.recipe.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
         after = weights_of(self.networks)
+        sent = self.recipe.sharing.sent_after(number)
+        own = self.recipe.sharing.own_after(number)
+        self.memory.keep(number + 1, _named(OWN, {name: after[name] for name in own}) | _named(MOMENTS, moments))
         return SiteUpdate(
             site=self.name,
-            round=task.model.round,
+            round=number,
             digest=digest_of(before),
-            delta={name: after[name] - before[name] for name in before},
+            delta={name: after[name] - before[name] for name in before if name in sent},
             counts=self.counts,
             metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
         )
 
-    def _take_steps(self, task: RoundTask) -> Mapping[str, float]:
-        """Take the task's local steps and return the mean losses."""
+    def _take_steps(self, task: RoundTask, moments: Weights) -> tuple[Mapping[str, float], Weights]:
+        """Take the task's local steps; return the mean losses and the moments to keep."""
         recipe, rng = self.recipe, generator_for(self.recipe.seed, "site", self.name, task.model.round)
         device = next(iter(self.networks.generators())).device
         rate = recipe.rate_in(task.model.round)
@@ -113,11 +129,22 @@ class Site:
             critic_learning_rate=rate * recipe.critic_learning_rate,
             bfloat16=recipe.bfloat16,
             betas=recipe.betas,
+            prox=recipe.prox,
         )
+        take_over(players, moments, first=recipe.moments == "both")
         batches = draw_batches(self.train_cohort, batch_size=recipe.batch_size, rng=rng, flip=True)
         drawn = islice(batches, task.local_steps * recipe.critic_steps)
         seen = ((vary(batch, rng) if recipe.augment else batch).to(device) for batch in drawn)
-        return train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
+        losses = train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
+        return losses, {} if recipe.moments == "reset" else moments_of(players)
+
+
+def _part(kept: Weights, start: str) -> Weights:
+    return {name.removeprefix(start): tensor for name, tensor in kept.items() if name.startswith(start)}
+
+
+def _named(start: str, tensors: Weights) -> dict[str, Tensor]:
+    return {f"{start}{name}": tensor for name, tensor in tensors.items()}
 
 
 def count_scans(cohort: Cohort) -> ScanCounts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fedgan.errors import Diverged
@@ -20,12 +20,37 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """The two sides' optimisers, new each round so that nothing of one round leaks into the next."""
+    """The two sides' optimisers, new each round; what they keep of the last one goes through ``moments_of``."""
 
     critics: Optimizer
     generators: Optimizer
     arithmetic: Callable[[], AbstractContextManager[object]]
     """Entered around every forward pass: mixed precision, or nothing."""
+
+
+class ProximalAdam(Adam):
+    r"""Adam on a loss with :math:`\frac\mu2\|w - w_0\|^2` of the weights it starts from.
+
+    FedProx (Li et al. 2020, arXiv:1812.06127, eq. 2), which keeps sites of different scans from drifting apart.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, *, betas: tuple[float, float], prox: float
+    ) -> None:
+        """Start from the parameters as they are; ``prox`` is called mu there, and 0 is Adam itself."""
+        self.prox = prox
+        self.moved = list(parameters)
+        self.start = [parameter.detach().clone() for parameter in self.moved] if prox else []
+        super().__init__(self.moved, learning_rate, betas=betas, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; a parameter without a gradient stays where it is."""
+        if self.prox:
+            for parameter, start in zip(self.moved, self.start, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - start, alpha=self.prox)
+        super().step()
 
 
 def players_for(
@@ -35,14 +60,42 @@ def players_for(
     critic_learning_rate: float,
     bfloat16: bool,
     betas: tuple[float, float] = (0.5, 0.99),
+    prox: tuple[float, float] = (0.0, 0.0),
 ) -> Players:
-    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides."""
+    """Return Adam (Kingma and Ba 2015, arXiv:1412.6980) for both sides; ``prox`` of the generators, of the critics."""
     device = next(iter(method.generators())).device.type
     return Players(
-        critics=Adam(method.critics(), critic_learning_rate, betas=betas, fused=True),
-        generators=Adam(method.generators(), learning_rate, betas=betas, fused=True),
+        critics=ProximalAdam(method.critics(), critic_learning_rate, betas=betas, prox=prox[1]),
+        generators=ProximalAdam(method.generators(), learning_rate, betas=betas, prox=prox[0]),
         arithmetic=partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16),
     )
+
+
+def moments_of(players: Players) -> Mapping[str, Tensor]:
+    """Return a copy of both optimisers' state by name, on the CPU: steps taken, first and second moments."""
+    return {
+        f"{side}/{number}/{name}": tensor.detach().cpu().clone()
+        for side, optimizer in (("critics", players.critics), ("generators", players.generators))
+        for number, parameter in enumerate(optimizer.param_groups[0]["params"])
+        for name, tensor in optimizer.state[parameter].items()
+    }
+
+
+def take_over(players: Players, moments: Mapping[str, Tensor], *, first: bool) -> None:
+    """Let new optimisers go on with the ``moments`` of earlier ones, with their first moments only if asked to.
+
+    The second moment says how long steps are; the first points where the site went last, away from where the others
+    have moved the weights since.
+    """
+    for side, optimizer in (("critics", players.critics), ("generators", players.generators)):
+        for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            start = f"{side}/{number}/"
+            kept = {name.removeprefix(start): tensor for name, tensor in moments.items() if name.startswith(start)}
+            if kept:
+                optimizer.state[parameter] = {
+                    name: (tensor if first or name != "exp_avg" else torch.zeros_like(tensor)).to(parameter.device)
+                    for name, tensor in kept.items()
+                }
 
 
 def gan_step(method: Method, players: Players, batches: Sequence[Batch], rng: torch.Generator) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from fedgan.federated.site import weights_of
 from fedgan.federated.spectral import as_matrix
 from fedgan.federated.tensors import Entry, Role, Side, entries
 from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
-from fedgan.simulation import networks_for
+from fedgan.simulation import networks_for, sharing_in
 
 PROPORTIONAL = ShareRule()
 WEIGHT = Entry(Role.WEIGHT, Side.GENERATOR, "generator")
@@ -324,9 +324,10 @@ def test_a_site_that_is_missing_stays_planned_for():
 def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     told = tiny(f"aggregation={chosen}", f"model={method}", "model.width=4", "model.critic_width=4")
     networks = networks_for(told)
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks)
+    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks))
     before = GlobalModel(0, weights_of(networks))
-    delta = {name: torch.full_like(tensor, 0.5) for name, tensor in before.weights.items()}
+    sent = sharing_in(told, networks).sent_after(0)
+    delta = {name: torch.full_like(tensor, 0.5) for name, tensor in before.weights.items() if name in sent}
     counts = ScanCounts(4, 4, 0, (2, 2))
     updates = [SiteUpdate(site, 0, digest_of(before.weights), delta, counts, {}) for site in "ABC"]
 
@@ -343,6 +344,7 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
 def test_the_settings_choose_the_server_optimizer(tiny):
     told = tiny("server_optimizer=fedadam", "server_optimizer.rate=0.5")
 
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks_for(told))
+    networks = networks_for(told)
+    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks))
 
     assert rule.move == Adaptive(0.5, (0.5, 0.99), 0.001)

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from fedgan.errors import SettingsError
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
 from fedgan.simulation import build_site, load_cohorts, networks_for
@@ -10,9 +11,9 @@ from fedgan.simulation import build_site, load_cohorts, networks_for
 
 @pytest.fixture
 def site_of(tiny):
-    def build(*overrides, name="A"):
+    def build(*overrides, name="A", memory=None):
         settings = tiny(*overrides)
-        return build_site(settings, name, load_cohorts(settings)[name], networks_for(settings))
+        return build_site(settings, name, load_cohorts(settings)[name], networks_for(settings), memory=memory)
 
     return build
 
@@ -29,7 +30,8 @@ def test_an_update_is_weights_after_minus_weights_before(site_of):
 
     after = weights_of(site.networks)
     assert update.digest == digest_of(model.weights)
-    assert all(torch.equal(update.delta[name], after[name] - model.weights[name]) for name in model.weights)
+    assert all(torch.equal(delta, after[name] - model.weights[name]) for name, delta in update.delta.items())
+    assert all(torch.equal(after[name], model.weights[name]) for name in model.weights.keys() - update.delta.keys())
     assert any(delta.abs().max() > 0 for delta in update.delta.values())
 
 
@@ -71,3 +73,73 @@ def test_divergence_leaves_the_site_as_a_name_and_stays_in_its_log_in_words(site
 
     assert answer == SiteFailure("A", 0, "Diverged")
     assert "the coordinator must start a run with a lower learning rate" in caplog.text
+
+
+def remembering(site_of, tmp_path, *overrides):
+    return site_of(*overrides, memory=tmp_path / "memory")
+
+
+def test_what_is_not_shared_stays_with_the_site_and_goes_on_from_there(site_of, tmp_path):
+    site = remembering(site_of, tmp_path, "aggregation.share=generator", "rounds=9")
+    model, name = untrained(site), "normal_discriminator.layers.0.weight"
+
+    first = site.answer(RoundTask(model, local_steps=2))
+    own = weights_of(site.networks)[name]
+    site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=0))
+
+    assert name not in first.delta
+    assert not torch.equal(own, model.weights[name])
+    assert torch.equal(weights_of(site.networks)[name], own)
+
+
+def test_a_network_that_is_averaged_every_second_round_is_sent_with_the_steps_of_both(site_of, tmp_path):
+    site = remembering(site_of, tmp_path, "aggregation.discriminator_every=4", "rounds=9")
+    model, name = untrained(site), "classifier.out.weight"
+
+    first = site.answer(RoundTask(model, local_steps=2))
+    second = site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=2))
+
+    assert name not in first.delta
+    assert torch.equal(second.delta[name], weights_of(site.networks)[name] - model.weights[name])
+
+
+@pytest.mark.parametrize(
+    "overrides", [["aggregation.moments=second"], ["aggregation.moments=both"], ["aggregation.discriminator_every=4"]]
+)
+def test_a_round_that_is_asked_for_again_is_answered_alike(site_of, tmp_path, overrides):
+    site = remembering(site_of, tmp_path, "rounds=9", *overrides)
+    model = untrained(site)
+    site.answer(RoundTask(model, local_steps=2))
+    again = RoundTask(GlobalModel(1, model.weights), local_steps=2)
+
+    first, second = site.answer(again), site.answer(again)
+
+    assert all(torch.equal(first.delta[name], second.delta[name]) for name in first.delta)
+
+
+def test_moments_that_are_kept_change_the_next_round_alone(site_of, tmp_path):
+    forgetful, keeping = site_of("rounds=9"), remembering(site_of, tmp_path, "aggregation.moments=second", "rounds=9")
+    model = untrained(forgetful)
+
+    first, same = (site.answer(RoundTask(model, local_steps=2)) for site in (forgetful, keeping))
+    second, other = (site.answer(RoundTask(GlobalModel(1, model.weights), 2)) for site in (forgetful, keeping))
+
+    name = "forward_generator.out.weight"
+    assert torch.equal(first.delta[name], same.delta[name])
+    assert not torch.equal(second.delta[name], other.delta[name])
+
+
+def test_a_strong_pull_keeps_a_site_near_what_it_was_sent(site_of):
+    free, held = site_of("local_steps=8"), site_of("local_steps=8", "aggregation.generator_prox=1000")
+    model = untrained(free)
+
+    far, near = (site.answer(RoundTask(model, local_steps=8)) for site in (free, held))
+
+    moved = {name for name in far.delta if name.startswith("forward_generator")}
+    lengths = [sum(update.delta[name].square().sum().item() for name in moved) for update in (far, near)]
+    assert lengths[1] < lengths[0] / 2
+
+
+def test_a_network_to_share_that_is_not_there_is_refused_by_name(site_of):
+    with pytest.raises(SettingsError, match="unknown network judge; there are forward_generator"):
+        site_of("aggregation.share=[judge,classifier]")
