@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
-from fedgan.federated.server_step import Move, as_agreed
+from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.spectral import leading_vectors
@@ -58,7 +58,7 @@ class GanFedAvg:
     """How many times as far as the median site a site may move a player, before its update is refused."""
     clip: float | None = None
     """Times the median norm to which longer updates are shortened; None shortens none."""
-    move: Move = as_agreed
+    move: Move = field(default_factory=Plain)
     average_decay: float = 0.0
     """Share of the old value that the generators' moving averages keep in every round."""
 
@@ -82,11 +82,10 @@ class GanFedAvg:
             before = model.weights[name]
             match self.entries[name].role:
                 case Role.WEIGHT | Role.AFFINE:
-                    step, kept = self.move(name, self._agree(name, before, voices), model.memory)
-                    weights[name] = _moved(before, step)
+                    weights[name], kept = self._advance(name, model, voices, self.move)
                     memory |= kept
                 case Role.AVERAGE:
-                    weights[name] = _moved(before, (1 - self.average_decay) * self._agree(name, before, voices))
+                    weights[name], _ = self._advance(name, model, voices, Plain(1 - self.average_decay))
                 case Role.STATISTIC:
                     weights[name] = self._pool(name, model.weights, voices)
                 case Role.COUNTER:
@@ -96,17 +95,27 @@ class GanFedAvg:
         weights |= dict(self._vectors(weights, self._sent(model)))
         return GlobalModel(model.round + 1, weights, memory), self._contribution(voices, memory)
 
-    def _agree(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Tensor:
-        """Return by how much the sites agree to move a tensor, flat, in float64; who cannot train it has no say."""
-        step = torch.zeros(before.numel(), dtype=torch.float64)
-        side = self.entries[name].side
-        for span, of_voice in self._spans(name, before, voices):
+    def _advance(
+        self, name: str, model: GlobalModel, voices: Sequence[_Voice], move: Move
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a tensor moved by what the sites agree on, and what to remember of it; who cannot train it is out."""
+        before, side = model.weights[name].reshape(-1), self.entries[name].side
+        after = before.clone()
+        kept = {
+            key: model.memory[key].clone() if key in model.memory else torch.full_like(before, first)
+            for key, first in ((f"{what}/{name}", first) for what, first in move.remembers.items())
+        }
+        for span, of_voice in self._spans(name, model.weights[name], voices):
             heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
             for start in range(span.start, span.stop, PART) if heard else ():
                 part = slice(start, min(start + PART, span.stop))
                 parts = [voice.delta[name].reshape(-1)[part] for voice, _ in heard]
-                step[part] = self.rule(parts, [share * voice.factor[side] for voice, share in heard])
-        return step
+                agreed = self.rule(parts, [share * voice.factor[side] for voice, share in heard])
+                step, *remembered = move(agreed, *(tensor[part].double() for tensor in kept.values()))
+                after[part] = before[part] + step
+                for tensor, new in zip(kept.values(), remembered, strict=True):
+                    tensor[part] = new
+        return after.view_as(model.weights[name]), kept
 
     def _spans(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[slice, list[float]]]:
         """Yield the parts of a flat tensor that have shares of their own: all of it, or the row of each disease."""
@@ -206,10 +215,6 @@ class GanFedAvg:
         }
 
 
-def _moved(before: Tensor, step: Tensor) -> Tensor:
-    return (before.double().reshape(-1) + step).to(before.dtype).view_as(before)
-
-
 def _to_tensor(counts: ScanCounts) -> Tensor:
     return torch.tensor([counts.normal, counts.abnormal, counts.unlabelled, *counts.by_disease])
 
@@ -237,7 +242,7 @@ class FedAvg:
         ordered = sorted(updates, key=lambda update: update.site)
         of_site = shares([update.counts.labelled for update in ordered], ShareRule())
         weights = {
-            name: _moved(before, weighted_mean([update.delta[name].reshape(-1) for update in ordered], of_site))
+            name: (before + weighted_mean([update.delta[name] for update in ordered], of_site)).to(before.dtype)
             for name, before in model.weights.items()
         }
         networks = dict.fromkeys(entry.network for entry in self.entries.values())

@@ -8,7 +8,7 @@ from fedgan.errors import SettingsError
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.rules import Rule, median, trimmed_mean, weighted_mean
-from fedgan.federated.server_step import Adaptive, Momentum, Move, as_agreed
+from fedgan.federated.server_step import Adaptive, Momentum, Move, Plain
 from fedgan.federated.shares import ShareRule
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.tensors import Entry, Role, Side, entries
@@ -108,4 +108,4 @@ def _move(optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.Serv
         case asked.ServerAdam():
             return Adaptive(optimizer.rate, optimizer.betas, optimizer.epsilon)
         case _:
-            return as_agreed
+            return Plain()

@@ -3,20 +3,40 @@
 Running variances would become negative and spectral-norm vectors lose their length under any momentum.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from fedgan.records import Weights
 
-Move = Callable[[str, Tensor, Weights], tuple[Tensor, Mapping[str, Tensor]]]
-"""From a tensor's name, the sites' mean step (float64) and the memory: the step to take and what to remember."""
+class Move(Protocol):
+    """From the sites' mean step to the one that is taken. It is asked for parts of a tensor, each (M,) in float64."""
+
+    @property
+    def remembers(self) -> Mapping[str, float]:
+        """Return what is remembered of each number from round to round, by name, and its value before the first."""
+        ...
+
+    def __call__(self, step: Tensor, *remembered: Tensor) -> tuple[Tensor, ...]:
+        """Return the step to take, and what to remember, in the order of ``remembers``."""
+        ...
 
 
-def as_agreed(name: str, step: Tensor, memory: Weights) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Take the mean step itself: FedAvg (McMahan et al. 2017, arXiv:1602.05629)."""
-    return step, {}
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Take a share of the mean step: all of it is FedAvg (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    share: float = 1.0
+
+    @property
+    def remembers(self) -> Mapping[str, float]:
+        """Return nothing."""
+        return {}
+
+    def __call__(self, step: Tensor, *remembered: Tensor) -> tuple[Tensor, ...]:
+        """Return the step."""
+        return (self.share * step,) if self.share != 1 else (step,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +46,15 @@ class Momentum:
     rate: float
     momentum: float
 
-    def __call__(self, name: str, step: Tensor, memory: Weights) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the step and the momentum to remember."""
-        key = f"momentum/{name}"
-        kept = memory[key].double().view_as(step) * self.momentum + step if key in memory else step
-        return self.rate * kept, {key: kept.float()}
+    @property
+    def remembers(self) -> Mapping[str, float]:
+        """Return the sum of past steps."""
+        return {"momentum": 0.0}
+
+    def __call__(self, step: Tensor, *remembered: Tensor) -> tuple[Tensor, ...]:
+        """Return the step, and the sum with it."""
+        kept = self.momentum * remembered[0] + step
+        return self.rate * kept, kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +66,14 @@ class Adaptive:
     epsilon: float
     """Called tau there: what a step is measured by at least."""
 
-    def __call__(self, name: str, step: Tensor, memory: Weights) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the step and the two moments to remember."""
-        (first, second), (slow, slower) = (f"momentum/{name}", f"variance/{name}"), self.betas
-        mean = (1 - slow) * step
-        square = (1 - slower) * step.square()
-        if first in memory:
-            mean += slow * memory[first].double().view_as(step)
-            square += slower * memory[second].double().view_as(step)
-        else:
-            square += slower * self.epsilon**2
-        return self.rate * mean / (square.sqrt() + self.epsilon), {first: mean.float(), second: square.float()}
+    @property
+    def remembers(self) -> Mapping[str, float]:
+        """Return the two moments."""
+        return {"momentum": 0.0, "variance": self.epsilon**2}
+
+    def __call__(self, step: Tensor, *remembered: Tensor) -> tuple[Tensor, ...]:
+        """Return the step, and the two moments with it."""
+        first, second = remembered
+        mean = self.betas[0] * first + (1 - self.betas[0]) * step
+        square = self.betas[1] * second + (1 - self.betas[1]) * step.square()
+        return self.rate * mean / (square.sqrt() + self.epsilon), mean, square
