@@ -17,6 +17,7 @@ from fedgan.gan.method import Method
 from fedgan.results import metrics
 from fedgan.results.bootstrap import Bootstrap
 from fedgan.results.calibration import TOO_FEW, table_of_normals
+from fedgan.results.contribution import contributions
 from fedgan.results.evaluation import Reading, compare, controls, score_arm
 from fedgan.results.pictures import Example, save_map
 from fedgan.results.reading import draw, read
@@ -64,6 +65,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         chosen_round=chosen,
         chosen_by=chosen_by,
         rounds=folder.history,
+        contributions=contributions(_up_to(chosen, folder)),
         arms=tuple(reversed(scored)),
         controls=controls(test, val, choose=_chooser(settings), bootstrap=Bootstrap(0, settings.seed)),
         comparisons=tuple(_comparisons([arm for arm, _ in trained], readings, bootstrap)),
@@ -95,8 +97,14 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
         threshold_by=threshold.chosen_by,
         normal_scores=normal_scores,
         no_normal_scores=None if normal_scores else TOO_FEW,
+        contributions={site: part.model_dump() for site, part in contributions(_up_to(number, folder)).items()},
     )
     return threshold
+
+
+def _up_to(number: int, folder: RunFolder) -> list[metrics.Round]:
+    """Return the rounds that made the model of round ``number``."""
+    return [kept for kept in folder.history if kept.round <= number]
 
 
 def _chooser(settings: Simulation) -> Choose:

@@ -114,6 +114,19 @@ class Round(_Frozen):
     """The same if every site that was ever heard of had taken part."""
 
 
+class SiteContribution(_Frozen):
+    """What one site had to do with a model, over the rounds that made it."""
+
+    trained: int
+    """Rounds in which its update counted."""
+    failed: dict[str, int]
+    """Reason to number of rounds in which it had none that could count."""
+    shares: dict[str, Share]
+    """Network to mean over the rounds of the site's share of the network's step, 0 where it had none."""
+    planned_shares: dict[str, Share]
+    """The same if every site that was ever heard of had taken part in every round."""
+
+
 class Metrics(_Frozen):
     """The whole of ``metrics.json``."""
 
@@ -138,6 +151,8 @@ class Metrics(_Frozen):
     chosen_by: str
     """How it was chosen, in words."""
     rounds: tuple[Round, ...]
+    contributions: dict[str, SiteContribution] = {}
+    """Site to its part in the result: the rounds up to the chosen one."""
     arms: tuple[Arm, ...]
     controls: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]

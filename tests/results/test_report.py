@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from fedgan.results.metrics import Arm, Comparison, Estimate, Metrics, Round, Scores
+from fedgan.results.metrics import Arm, Comparison, Estimate, Metrics, Round, Scores, SiteContribution
 from fedgan.results.pictures import Example
 from fedgan.results.report import HEADINGS, write_report
 
@@ -279,6 +279,21 @@ def test_a_run_without_rounds_comparisons_or_pictures_still_has_a_page(tmp_path)
     page = report(tmp_path, bare, examples=())
 
     assert page.ids == ["results", "curves", "definitions", "run"]
+
+
+def test_the_page_says_who_made_the_model_and_where_that_was_not_as_planned(tmp_path):
+    parts = {
+        "A": SiteContribution(trained=3, failed={}, shares={"critic": 1.0}, planned_shares={"critic": 1.0}),
+        "B": SiteContribution(
+            trained=1, failed={"Diverged": 2}, shares={"critic": 0.125}, planned_shares={"critic": 0.5}
+        ),
+    }
+
+    page = report(tmp_path, METRICS.model_copy(update={"contributions": parts}))
+
+    rows = page.rows(-2)
+    assert rows["A"] == ["3", "–", "1.000"]  # noqa: RUF001
+    assert rows["B"] == ["1", "Diverged 2×", "0.125 [0.500]"]  # noqa: RUF001
 
 
 def test_metrics_without_a_federated_arm_are_refused(tmp_path):
