@@ -4,6 +4,7 @@ config.yaml             the composed settings
 audit.jsonl             what happened, hash-chained
 history.json            one record per kept round
 rounds/0007.safetensors the last kept round, and the best so far
+spool/                  the updates of the round that is being trained
 sites/A/                what a simulated site keeps from round to round, if the settings ask for it
 model/                  the model for ``fed-client map``: the last kept round until the run has chosen
 """
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter
 from fedgan.audit import Audit
 from fedgan.checkpoint import load_round, save_model, save_round
 from fedgan.errors import RunFolderError
+from fedgan.federated.spool import Spool
 from fedgan.records import Answer, Contribution, GlobalModel, SiteFailure, SiteUpdate
 from fedgan.results.metrics import Round
 
@@ -60,6 +62,7 @@ class RunFolder:
         self.card = card
         self.figures = figures
         self.audit = Audit(path / "audit.jsonl")
+        self.spool = Spool(path / "spool")
         self._began = monotonic()
         self.reload()
 

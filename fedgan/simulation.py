@@ -16,9 +16,10 @@ from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_las
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import Recipe, Site, weights_of
+from fedgan.federated.spool import Spool
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
-from fedgan.records import Answer, Contribution, GlobalModel, RoundTask
+from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.reading import figures_of, validate
 from fedgan.run_folder import BEST, RunFolder
 from fedgan.settings import GanFedAvg, ManifestData, PhantomData, Simulation
@@ -65,10 +66,15 @@ class InProcess:
     """Sites that take turns in this process; a ``Federation``."""
 
     sites: Sequence[Site]
+    spool: Spool
 
     def ask(self, task: RoundTask) -> Sequence[Answer]:
-        """Ask one site after the other."""
-        return [site.answer(task) for site in self.sites]
+        """Ask one site after the other; what each answers waits on disk."""
+        self.spool.clear()
+        return [self._spooled(site.answer(task)) for site in self.sites]
+
+    def _spooled(self, answer: Answer) -> Answer:
+        return self.spool.put(answer) if isinstance(answer, SiteUpdate) else answer
 
 
 def load_cohorts(settings: Simulation) -> dict[str, Cohort]:
@@ -294,18 +300,20 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
     if watcher:
         done = model.round if (model := folder.latest()) else 0
         watcher.arm(arm.name, rounds=settings.rounds, done=done, steps=arm.local_steps * len(sites))
-    train_in_folder(settings, folder, InProcess(sites), local_steps=arm.local_steps, quorum=arm.quorum, watcher=watcher)
+    federation = InProcess(sites, folder.spool)
+    train_in_folder(settings, folder, federation, local_steps=arm.local_steps, quorum=arm.quorum, watcher=watcher)
+    folder.spool.clear()
 
 
-def run_in_folder(path: Path, federation_of: Callable[[Sequence[str]], Federation]) -> None:
-    """Train the federated arm of the run in ``path`` with the federation made of its sites' names.
+def run_in_folder(path: Path, federation_of: Callable[[Sequence[str], Spool], Federation]) -> None:
+    """Train the federated arm of the run in ``path`` with the federation made of its sites' names and its spool.
 
     Raises:
         SettingsError: the folder's ``config.yaml`` cannot be read.
         As ``train_in_folder``.
     """
     settings = read(path / "config.yaml", Simulation)
-    federation = federation_of(settings.data.sites or ())
-    train_in_folder(
-        settings, open_folder(settings, path), federation, local_steps=settings.local_steps, quorum=settings.quorum
-    )
+    folder = open_folder(settings, path)
+    federation = federation_of(settings.data.sites or (), folder.spool)
+    train_in_folder(settings, folder, federation, local_steps=settings.local_steps, quorum=settings.quorum)
+    folder.spool.clear()

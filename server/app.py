@@ -8,6 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedgan.federated.coordinator import Federation
+from fedgan.federated.spool import Spool
 from fedgan.simulation import run_in_folder
 from server.federation import FlowerFederation, bind_simulated_nodes
 
@@ -27,8 +28,8 @@ def main(grid: Grid, context: Context) -> None:
     speak.addHandler(logging.StreamHandler())
     speak.setLevel(logging.INFO)
 
-    def federation_of(sites: Sequence[str]) -> Federation:
+    def federation_of(sites: Sequence[str], spool: Spool) -> Federation:
         nodes = bind_simulated_nodes(grid, sites, timeout_s=JOIN_TIMEOUT_S)
-        return FlowerFederation(grid, nodes, ROUND_TIMEOUT_S)
+        return FlowerFederation(grid, nodes, ROUND_TIMEOUT_S, spool)
 
     run_in_folder(Path(str(context.run_config["run-folder"])), federation_of)

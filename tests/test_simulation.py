@@ -245,7 +245,7 @@ def test_another_process_stops_early_too(tiny, tmp_path):
     settings, sites = tiny("rounds=9", "patience=1"), Recording("A", "B")
     open_folder(settings, tmp_path).write("config.yaml", dump(settings))
 
-    run_in_folder(tmp_path, lambda _: sites)
+    run_in_folder(tmp_path, lambda names, spool: sites)
 
     assert sites.asked == [(0, 2), (1, 2), (2, 2), (3, 0)]
 
@@ -255,7 +255,7 @@ def test_another_process_trains_the_federated_arm_from_the_runs_folder_alone(tin
     open_folder(settings, tmp_path).write("config.yaml", dump(settings))
     named = []
 
-    run_in_folder(tmp_path, lambda names: named.extend(names) or sites)
+    run_in_folder(tmp_path, lambda names, spool: named.extend(names) or sites)
 
     assert named == ["A", "B"]
     assert sites.asked == [(0, 2), (1, 0)]

@@ -9,6 +9,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
 from fedgan.errors import QuorumNotMet
+from fedgan.federated.spool import Spool
 from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate
 from fedgan.wire import pack_answer, pack_partition, unpack_task
 from server.federation import FlowerFederation, bind_simulated_nodes
@@ -24,9 +25,21 @@ class Loopback:
     def __init__(self, nodes: Mapping[int, Node]) -> None:
         self.nodes = nodes
         self.messages: list[Message] = []
+        self.pulled: list[str] = []
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self.messages += messages
+        return [str(number) for number in range(len(self.messages))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        (number,) = message_ids
+        message = self.messages[int(number)]
+        reply = self.nodes[message.metadata.dst_node_id](message)
+        self.pulled.append(number)
+        return [] if reply is None else [reply]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         self.messages += messages
@@ -65,8 +78,13 @@ def says_nothing(message: Message) -> None:
     return None
 
 
-def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by():
-    federation = FlowerFederation(Loopback({7: doubles, 9: doubles}), {9: "A", 7: "B"}, timeout_s=5)
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by(spool):
+    federation = FlowerFederation(Loopback({7: doubles, 9: doubles}), {9: "A", 7: "B"}, timeout_s=5, spool=spool)
 
     answers = federation.ask(TASK)
 
@@ -85,8 +103,8 @@ def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by():
         (says_nothing, "NoAnswer"),
     ],
 )
-def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason):
-    federation = FlowerFederation(Loopback({1: doubles, 2: node}), {1: "A", 2: "B"}, timeout_s=5)
+def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason, spool):
+    federation = FlowerFederation(Loopback({1: doubles, 2: node}), {1: "A", 2: "B"}, timeout_s=0.3, spool=spool)
 
     trained, failed = federation.ask(TASK)
 
@@ -94,12 +112,29 @@ def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason
     assert failed == SiteFailure("B", TASK.model.round, reason)
 
 
-def test_a_task_expires_with_its_round():
+def test_a_task_expires_with_its_round(spool):
     grid = Loopback({1: says_nothing})
 
-    FlowerFederation(grid, {1: "A"}, timeout_s=5).ask(TASK)
+    FlowerFederation(grid, {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
 
-    assert [message.metadata.ttl for message in grid.messages] == [5]
+    assert [message.metadata.ttl for message in grid.messages] == [0.3]
+
+
+def test_replies_are_fetched_one_by_one_and_wait_on_disk(spool):
+    grid = Loopback({1: doubles, 2: doubles})
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=5, spool=spool).ask(TASK)
+
+    assert grid.pulled == ["0", "1"]
+    assert [answer.delta.path.name for answer in answers] == ["A.safetensors", "B.safetensors"]
+
+
+def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
+    lost = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
+
+    answers = FlowerFederation(Loopback({1: lambda message: lost}), {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    assert answers == [SiteFailure("A", TASK.model.round, "FlowerError")]
 
 
 def plays(number: int) -> Node:
@@ -118,7 +153,7 @@ def test_a_simulation_without_all_its_sites_does_not_begin(nodes):
         bind_simulated_nodes(Loopback(nodes), ["A", "B"], timeout_s=0.2)
 
 
-def test_what_breaks_inside_a_site_leaves_it_as_the_name_of_a_class(tmp_path, caplog):
+def test_what_breaks_inside_a_site_leaves_it_as_the_name_of_a_class(tmp_path, caplog, spool):
     context = Context(
         run_id=1,
         node_id=1,
@@ -126,7 +161,8 @@ def test_what_breaks_inside_a_site_leaves_it_as_the_name_of_a_class(tmp_path, ca
         state=RecordDict(),
         run_config={"run-folder": str(tmp_path / "P0042")},
     )
-    federation = FlowerFederation(Loopback({1: lambda message: site_app(message, context)}), {1: "A"}, timeout_s=5)
+    grid = Loopback({1: lambda message: site_app(message, context)})
+    federation = FlowerFederation(grid, {1: "A"}, timeout_s=5, spool=spool)
 
     answers = federation.ask(TASK)
 
