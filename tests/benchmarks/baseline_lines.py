@@ -197,4 +197,4 @@ def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    return f"{mean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
+    return f"{mean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 and stdev(known) > 0 else "")
