@@ -276,6 +276,15 @@ class ServerAdam(_Frozen):
     """What a number's step is measured by at least."""
 
 
+class Compression(_Frozen):
+    """In how many bits numbers travel; what a round loses by it, a later one brings (error feedback)."""
+
+    generator: Literal["none", "fp16", "int8"]
+    """Of the generators' updates: as they are, in half precision, or in eight bits with a scale per 1024 numbers."""
+    discriminator: Literal["none", "fp16", "int8"]
+    """Of the updates of the discriminators and the classifier."""
+
+
 Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
 Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
 Aggregation = Annotated[GanFedAvg | FedAvg, Field(discriminator="kind")]
@@ -325,6 +334,7 @@ class Simulation(_Frozen):
     aggregation: Aggregation
     server_optimizer: ServerOptimizer
     """What the coordinator makes of the sites' mean step, on trained tensors alone."""
+    compress: Compression
 
     @model_validator(mode="after")
     def _intervals_are_whole_rounds(self) -> Self:
@@ -340,6 +350,9 @@ class Simulation(_Frozen):
     def _optimizer_has_an_aggregation(self) -> Self:
         if self.aggregation.kind == "fedavg" and self.server_optimizer.kind != "none":
             msg = "server_optimizer needs aggregation=gan_fedavg: over buffers, it makes variances negative"
+            raise ValueError(msg)
+        if self.aggregation.kind == "fedavg" and {self.compress.generator, self.compress.discriminator} != {"none"}:
+            msg = "compress needs aggregation=gan_fedavg, which knows what may lose bits and what may not"
             raise ValueError(msg)
         return self
 

@@ -11,7 +11,7 @@ from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
-from fedgan.federated.build import build_aggregation, build_sharing
+from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
@@ -212,6 +212,7 @@ def build_site(
     told = settings.aggregation
     recipe = Recipe(
         sharing=sharing_in(settings, networks),
+        encodings=build_encodings(settings.compress, networks),
         validate=partial(validate, drawing=drawing_of(settings.model)),
         seed=settings.seed,
         rounds=settings.rounds,
@@ -277,7 +278,8 @@ def train_in_folder(
     untrained = networks_for(settings)
     model = folder.latest() or GlobalModel(0, weights_of(untrained))
     sharing = sharing_in(settings, untrained)
-    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained, sharing)
+    encodings = build_encodings(settings.compress, untrained)
+    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained, sharing, encodings)
     plan = Plan(settings.rounds, local_steps, quorum, aggregation)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedgan.federated.compression import Encoding, names_in, part_of
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
 from fedgan.federated.server_step import Move, Plain
@@ -50,6 +51,8 @@ class GanFedAvg:
     """By how many of a site's scans each network is trained."""
     sharing: Sharing | None = None
     """What is sent after each round; None is everything."""
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    """In how many bits each tensor travels, where that is not as it is."""
     share_rule: ShareRule = field(default_factory=ShareRule)
     rule: Rule = weighted_mean
     suspects: float | None = None
@@ -65,7 +68,7 @@ class GanFedAvg:
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
         """Return the answers, with a failure in place of each update of ``model`` that must not count."""
         sent = {name: model.weights[name] for name in self._sent(model)}
-        return judge(answers, expected_of(model, sent), self.entries, ratio=self.norm_ratio)
+        return judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""
@@ -109,7 +112,7 @@ class GanFedAvg:
             heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
             for start in range(span.start, span.stop, PART) if heard else ():
                 part = slice(start, min(start + PART, span.stop))
-                parts = [voice.delta[name].reshape(-1)[part] for voice, _ in heard]
+                parts = [part_of(voice.delta, name, part) for voice, _ in heard]
                 agreed = self.rule(parts, [share * voice.factor[side] for voice, share in heard])
                 step, *remembered = move(agreed, *(tensor[part].double() for tensor in kept.values()))
                 after[part] = before[part] + step
@@ -186,11 +189,12 @@ class GanFedAvg:
     def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
         """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-        for name in updates[0].delta:
+        for name in names_in(updates[0].delta):
             if self.entries[name].role in (Role.WEIGHT, Role.AFFINE):
-                flat = [update.delta[name].reshape(-1) for update in updates]
-                for start in range(0, len(flat[0]), PART):
-                    part = torch.stack([tensor[start : start + PART] for tensor in flat]).double()
+                length = updates[0].delta[name].numel()
+                for start in range(0, length, PART):
+                    span = slice(start, min(start + PART, length))
+                    part = torch.stack([part_of(update.delta, name, span) for update in updates]).double()
                     products += part @ part.T
         squares = products.diagonal()
         distances = squares[:, None] + squares[None, :] - 2 * products
@@ -235,7 +239,7 @@ class FedAvg:
 
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
         """Return the answers, with a failure in place of each update of ``model`` that cannot be added."""
-        return judge(answers, expected_of(model, model.weights), self.entries, ratio=float("inf"))
+        return judge(answers, expected_of(model, model.weights, {}), self.entries, ratio=float("inf"))
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
         """Return the next model, and how much each site counted in it."""

@@ -6,6 +6,7 @@ from functools import partial
 from fedgan import settings as asked
 from fedgan.errors import SettingsError
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
+from fedgan.federated.compression import Encoding
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.rules import Rule, median, trimmed_mean, weighted_mean
 from fedgan.federated.server_step import Adaptive, Momentum, Move, Plain
@@ -21,6 +22,7 @@ def build_aggregation(
     optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.ServerAdam,
     method: Method,
     sharing: Sharing,
+    encodings: Mapping[str, Encoding],
 ) -> Aggregation:
     """Return what combines the updates of ``method``'s networks.
 
@@ -33,6 +35,7 @@ def build_aggregation(
     return GanFedAvg(
         entries=found,
         sharing=sharing,
+        encodings=encodings,
         driven_by=method.driven_by,
         share_rule=ShareRule(settings.exponent, settings.cap, settings.floor),
         rule=_rule(settings),
@@ -74,6 +77,20 @@ def build_sharing(
             if entry.network in trained - shared or (entry.network in shared and entry.role in local)
         ),
     )
+
+
+def build_encodings(settings: asked.Compression, method: Method) -> Mapping[str, Encoding]:
+    """Return in how many bits each tensor of an update travels; statistics, counters and vectors as they are.
+
+    Raises:
+        ModelError: a tensor of the networks is of no known kind.
+    """
+    of_side: Mapping[Side, Encoding] = {Side.GENERATOR: settings.generator, Side.CRITIC: settings.discriminator}
+    return {
+        name: of_side[entry.side]
+        for name, entry in entries(method).items()
+        if entry.role in (Role.WEIGHT, Role.AFFINE, Role.AVERAGE) and of_side[entry.side] != "none"
+    }
 
 
 def _shared(share: str | tuple[str, ...], found: Mapping[str, Entry]) -> set[str]:

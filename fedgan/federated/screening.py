@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from fedgan.errors import (
     ForeignUpdate,
@@ -18,6 +19,8 @@ from fedgan.errors import (
     UnagreedMetric,
     UpdateRejected,
 )
+from fedgan.federated.compression import Encoding, names_in, part_of
+from fedgan.federated.compression import expected as expected_tensors
 from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights, digest_of
 
@@ -42,10 +45,9 @@ class Expected:
     """Shape and type of each tensor that a delta must have, by name."""
 
 
-def expected_of(model: GlobalModel, delta: Weights) -> Expected:
-    """Return what updates of ``model`` must fit, if they have the tensors of ``delta``."""
-    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in delta.items()}
-    return Expected(model.round, digest_of(model.weights), tensors)
+def expected_of(model: GlobalModel, sent: Weights, encodings: Mapping[str, Encoding]) -> Expected:
+    """Return what updates of ``model`` must fit, if these of its tensors are sent, in these encodings."""
+    return Expected(model.round, digest_of(model.weights), expected_tensors(sent, encodings))
 
 
 def check(expected: Expected, update: SiteUpdate) -> None:
@@ -91,13 +93,18 @@ def measure(update: SiteUpdate, entries: Mapping[str, Entry]) -> Norms:
         NotFinite: a value of any tensor is not a finite number, or so large that the norm is none.
     """
     squares = dict.fromkeys(Side, 0.0)
-    for name, tensor in update.delta.items():
-        norm = float(torch.linalg.vector_norm(tensor)) if tensor.is_floating_point() else 0.0
+    for name in names_in(update.delta):
+        tensor = part_of(update.delta, name, slice(0, update.delta[name].numel()))
+        norm = float(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))) if tensor.is_floating_point() else 0.0
         if not math.isfinite(norm):
             raise NotFinite(f"site {update.site} sent values that are not finite; the site must look at its training")
         if entries[name].role in (Role.WEIGHT, Role.AFFINE):
             squares[entries[name].side] += norm**2
     return {side: math.sqrt(square) for side, square in squares.items()}
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
 
 def medians(norms: Sequence[Norms]) -> Norms:

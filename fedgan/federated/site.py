@@ -12,7 +12,8 @@ from torch import Tensor
 from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
-from fedgan.federated.memory import MOMENTS, OWN, Memory, NoMemory
+from fedgan.federated.compression import Encoding, with_feedback
+from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory
 from fedgan.federated.sharing import Sharing
 from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
@@ -31,6 +32,8 @@ class Recipe:
     """How a site trains in every round of a run, and what it sends."""
 
     sharing: Sharing
+    encodings: Mapping[str, Encoding]
+    """In how many bits each tensor of an update travels, where that is not as it is."""
     validate: Validate
     seed: int
     rounds: int
@@ -107,13 +110,15 @@ class Site:
         self.recipe.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
         after = weights_of(self.networks)
         sent = self.recipe.sharing.sent_after(number)
-        own = self.recipe.sharing.own_after(number)
-        self.memory.keep(number + 1, _named(OWN, {name: after[name] for name in own}) | _named(MOMENTS, moments))
+        own = {name: after[name] for name in self.recipe.sharing.own_after(number)}
+        delta = {name: after[name] - before[name] for name in before if name in sent}
+        delta, lost = with_feedback(delta, _part(kept, RESIDUAL), self.recipe.encodings)
+        self.memory.keep(number + 1, _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, lost))
         return SiteUpdate(
             site=self.name,
             round=number,
             digest=digest_of(before),
-            delta={name: after[name] - before[name] for name in before if name in sent},
+            delta=delta,
             counts=self.counts,
             metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
         )

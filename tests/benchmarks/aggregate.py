@@ -112,7 +112,7 @@ def measure(way: str, updates: int) -> dict[str, float]:
     networks = networks_for(settings)
     model = GlobalModel(0, weights_of(networks))
     aggregation = build_aggregation(
-        settings.aggregation, settings.server_optimizer, networks, sharing_in(settings, networks)
+        settings.aggregation, settings.server_optimizer, networks, sharing_in(settings, networks), {}
     )
     ways: dict[str, Combine] = {"bare": bare, "ours": partial(ours, aggregation), "flower": flower}
     shapes = {name: tensor.shape for name, tensor in model.weights.items()}

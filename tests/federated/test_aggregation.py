@@ -324,7 +324,7 @@ def test_a_site_that_is_missing_stays_planned_for():
 def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     told = tiny(f"aggregation={chosen}", f"model={method}", "model.width=4", "model.critic_width=4")
     networks = networks_for(told)
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks))
+    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks), {})
     before = GlobalModel(0, weights_of(networks))
     sent = sharing_in(told, networks).sent_after(0)
     delta = {name: torch.full_like(tensor, 0.5) for name, tensor in before.weights.items() if name in sent}
@@ -345,6 +345,6 @@ def test_the_settings_choose_the_server_optimizer(tiny):
     told = tiny("server_optimizer=fedadam", "server_optimizer.rate=0.5")
 
     networks = networks_for(told)
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks))
+    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks), {})
 
     assert rule.move == Adaptive(0.5, (0.5, 0.99), 0.001)

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from fedgan.errors import ForeignUpdate, NoImages, StaleUpdate, UnagreedMetric
+from fedgan.federated.compression import encode
 from fedgan.federated.screening import check, expected_of, judge
 from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
 
 MODEL = GlobalModel(4, {"w": torch.tensor([1.0, 1.0]), "c": torch.tensor([1.0])})
-EXPECTED = expected_of(MODEL, MODEL.weights)
+EXPECTED = expected_of(MODEL, MODEL.weights, {})
 ENTRIES = {"w": Entry(Role.WEIGHT, Side.GENERATOR, "g"), "c": Entry(Role.WEIGHT, Side.CRITIC, "c")}
 
 
@@ -95,3 +96,24 @@ def test_failures_stay_what_they_are():
     failure = SiteFailure("A", 4, "Diverged")
 
     assert judge([failure], EXPECTED, ENTRIES, ratio=5) == [failure]
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_an_update_in_fewer_bits_is_measured_as_what_it_means(kind):
+    encodings = {"w": kind}
+    honest = [
+        update(site, delta=encode({"w": torch.tensor([scale, 0.0]), "c": torch.zeros(1)}, encodings))
+        for site, scale in (("A", 1.0), ("B", 1.1), ("C", 60.0))
+    ]
+
+    judged = judge(honest, expected_of(MODEL, MODEL.weights, encodings), ENTRIES, ratio=5)
+
+    assert [isinstance(answer, SiteUpdate) for answer in judged] == [True, True, False]
+
+
+def test_a_scale_that_is_not_finite_never_counts():
+    wrong = encode({"w": torch.ones(2), "c": torch.zeros(1)}, {"w": "int8"}) | {"w/scale": torch.tensor([float("inf")])}
+
+    judged = judge([update(delta=wrong)], expected_of(MODEL, MODEL.weights, {"w": "int8"}), ENTRIES, ratio=5)
+
+    assert judged == [SiteFailure("B", 4, "NotFinite")]

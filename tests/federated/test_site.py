@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedgan.errors import SettingsError
+from fedgan.federated.compression import decode
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
 from fedgan.simulation import build_site, load_cohorts, networks_for
@@ -143,3 +144,16 @@ def test_a_strong_pull_keeps_a_site_near_what_it_was_sent(site_of):
 def test_a_network_to_share_that_is_not_there_is_refused_by_name(site_of):
     with pytest.raises(SettingsError, match="unknown network judge; there are forward_generator"):
         site_of("aggregation.share=[judge,classifier]")
+
+
+def test_what_eight_bits_lose_in_a_round_is_sent_in_the_next(site_of, tmp_path):
+    exact, coarse = site_of("rounds=9"), remembering(site_of, tmp_path, "compress=int8", "rounds=9")
+    model, name = untrained(exact), "forward_generator.out.weight"
+
+    true, first = (site.answer(RoundTask(model, local_steps=2)) for site in (exact, coarse))
+
+    lost = true.delta[name] - decode(first.delta)[name]
+    _, kept = coarse.memory.recall(1)
+    assert first.delta[name].dtype == torch.int8
+    assert 0 < lost.abs().max() < 0.01 * true.delta[name].abs().max()
+    assert torch.allclose(kept[f"residual/{name}"], lost, atol=1e-8)

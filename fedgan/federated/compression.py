@@ -1,0 +1,104 @@
+"""Deltas in fewer bits: half precision, or eight bits with a scale for each block, and what that loses kept for later.
+
+What is lost of one round is added to the next (error feedback: Seide et al. 2014; Karimireddy et al. 2019,
+arXiv:1901.09847), so that nothing is lost in the long run. Scales by block after Dettmers et al. 2022
+(arXiv:2110.02861): one large number costs its neighbours precision, and no others.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedgan.records import Weights
+
+Encoding = Literal["none", "fp16", "int8"]
+
+BLOCK = 1024
+"""Numbers that share a scale."""
+
+SCALE = "/scale"
+"""Ends the name under which the scales of a tensor travel; no tensor of a module has a slash in its name."""
+
+LARGEST_HALF = 65504.0
+
+
+def encode(tensors: Weights, encodings: Mapping[str, Encoding]) -> dict[str, Tensor]:
+    """Return tensors in fewer bits, as they travel; those without an encoding as they are."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match encodings.get(name, "none"):
+            case "none":
+                found[name] = tensor
+            case "fp16":
+                found[name] = tensor.clamp(-LARGEST_HALF, LARGEST_HALF).half()
+            case "int8":
+                found[name], found[f"{name}{SCALE}"] = _to_eight_bits(tensor)
+    return found
+
+
+def expected(tensors: Weights, encodings: Mapping[str, Encoding]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shape and type of what ``encode`` makes of such tensors, by name."""
+    found: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for name, tensor in tensors.items():
+        match encodings.get(name, "none"):
+            case "none":
+                found[name] = tensor.shape, tensor.dtype
+            case "fp16":
+                found[name] = tensor.shape, torch.float16
+            case "int8":
+                found[name] = tensor.shape, torch.int8
+                found[f"{name}{SCALE}"] = torch.Size([-(-tensor.numel() // BLOCK)]), torch.float32
+    return found
+
+
+def names_in(encoded: Weights) -> list[str]:
+    """Return the names of the tensors themselves, without those of scales."""
+    return [name for name in encoded if not name.endswith(SCALE)]
+
+
+def part_of(encoded: Weights, name: str, part: slice) -> Tensor:
+    """Return a part of a flat tensor as it was, or as near to it as its bits allow.
+
+    >>> delta = encode({"w": torch.tensor([1.0, -0.5, 0.0])}, {"w": "int8"})
+    >>> part_of(delta, "w", slice(0, 2))
+    tensor([ 1.0000, -0.5039])
+    """
+    values = encoded[name].reshape(-1)[part]
+    if values.dtype != torch.int8:
+        return values
+    first, last = part.start // BLOCK, -(-part.stop // BLOCK)
+    scales = encoded[f"{name}{SCALE}"][first:last].repeat_interleave(BLOCK)
+    return values * scales[part.start - first * BLOCK :][: len(values)]
+
+
+def decode(encoded: Weights) -> dict[str, Tensor]:
+    """Return all tensors as they were, or as near to it as their bits allow, in float32 where they were encoded."""
+    found = {}
+    for name in names_in(encoded):
+        tensor = encoded[name]
+        whole = part_of(encoded, name, slice(0, tensor.numel())).view_as(tensor)
+        found[name] = whole.float() if tensor.dtype == torch.float16 else whole
+    return found
+
+
+def with_feedback(
+    delta: Weights, residual: Weights, encodings: Mapping[str, Encoding]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what travels of a delta and of what was lost before, and what is lost now."""
+    whole = {name: tensor + residual[name] if name in residual else tensor for name, tensor in delta.items()}
+    encoded = encode(whole, encodings)
+    lossy = {name for name in whole if encodings.get(name, "none") != "none"}
+    arrived = decode({name: tensor for name, tensor in encoded.items() if name.removesuffix(SCALE) in lossy})
+    return encoded, {name: whole[name] - arrived[name] for name in sorted(lossy)}
+
+
+def _to_eight_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers from -127 to 127, and each block's scale."""
+    flat = tensor.reshape(-1)
+    short = -len(flat) % BLOCK
+    blocks = torch.nn.functional.pad(flat, (0, short)).view(-1, BLOCK)
+    scales = blocks.abs().amax(dim=1) / 127
+    whole = (blocks / scales.clamp_min(torch.finfo(scales.dtype).tiny)[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return whole.view(-1)[: len(flat)].view_as(tensor), scales
