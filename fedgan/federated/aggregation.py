@@ -95,7 +95,7 @@ class GanFedAvg:
                     weights[name] = torch.stack([before + voice.delta[name] for voice in voices]).amax(dim=0)
                 case Role.VECTOR:
                     pass  # found anew once their weights have moved
-        weights |= dict(self._vectors(weights, self._sent(model)))
+        weights |= dict(self._vectors(weights))
         return GlobalModel(model.round + 1, weights, memory), self._contribution(voices, memory)
 
     def _advance(
@@ -161,10 +161,9 @@ class GanFedAvg:
             pooled = pooled.clamp_min(0)
         return pooled.to(before[name].dtype)
 
-    def _vectors(self, weights: Weights, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the spectral-norm vectors among ``names``, for weights that have just moved."""
-        for name in names:
-            entry = self.entries[name]
+    def _vectors(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        """Yield the spectral-norm vectors of weights that have just moved, and of those that never have."""
+        for name, entry in self.entries.items():
             if entry.normalises and name.endswith("u"):
                 left, right = leading_vectors(weights[entry.normalises], entry.axis, weights[name])
                 yield name, left
