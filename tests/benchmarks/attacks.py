@@ -1,0 +1,198 @@
+"""One site of five sends what it should not: what is left of the maps, with no defence and with each rule.
+
+    python tests/benchmarks/attacks.py --minutes 60
+
+Phantoms of 32 x 32 pixels, about 2 minutes a run on one processor core. One line per (rule, attack, seed, commit) is
+kept in ``attacks.jsonl`` beside this file, and what it holds is not run again. *no defence* averages whatever comes, as
+a framework does that checks nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor
+
+from fedgan.cohort.cohort import pool
+from fedgan.config import load
+from fedgan.errors import FedganError
+from fedgan.federated.build import build_aggregation
+from fedgan.federated.coordinator import Aggregation, Plan, run_rounds
+from fedgan.federated.site import Site, load_weights, weights_of
+from fedgan.gan.build import drawing_of
+from fedgan.outcome import describe_machine
+from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
+from fedgan.results.evaluation import pixel_ap
+from fedgan.results.reading import read
+from fedgan.settings import Simulation
+from fedgan.simulation import build_site, load_cohorts, networks_for, sharing_in
+from fedgan.streams import generator_for
+
+LINES = Path(__file__).with_suffix(".jsonl")
+
+RULES = {
+    "no defence": (),
+    "default": (),
+    "median": ("aggregation=median",),
+    "trimmed": ("aggregation=trimmed",),
+    "krum": ("aggregation=krum",),
+}
+
+SETTINGS = (
+    "data.sites=[A,B,C,D,E]",
+    "data.size=32",
+    "rounds=20",
+    "local_steps=25",
+    "threads=1",
+)
+
+ATTACKER = "C"
+
+
+def _scaled(delta: Tensor, rng: torch.Generator) -> Tensor:
+    return 100 * delta
+
+
+def _flipped(delta: Tensor, rng: torch.Generator) -> Tensor:
+    return -delta
+
+
+def _nan(delta: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.full_like(delta, float("nan"))
+
+
+def _random(delta: Tensor, rng: torch.Generator) -> Tensor:
+    """Return noise as long as the honest step: what no check of lengths can see."""
+    noise = torch.randn(delta.shape, generator=rng)
+    return noise * (delta.norm() / noise.norm().clamp_min(1e-12))
+
+
+ATTACKS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
+    "none": None,
+    "scaled x100": _scaled,
+    "sign flipped": _flipped,
+    "NaN": _nan,
+    "random": _random,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """Sites that take turns, one of which lies; a ``Federation``."""
+
+    sites: Sequence[Site]
+    attack: Callable[[Tensor, torch.Generator], Tensor] | None
+    seed: int
+
+    def ask(self, task: RoundTask) -> Sequence[Answer]:
+        """Ask one site after the other."""
+        return [self._told(site.answer(task)) for site in self.sites]
+
+    def _told(self, answer: Answer) -> Answer:
+        if self.attack is None or answer.site != ATTACKER or not isinstance(answer, SiteUpdate):
+            return answer
+        rng = generator_for(self.seed, "attack", answer.round)
+        return replace(answer, delta={name: self.attack(tensor, rng) for name, tensor in answer.delta.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Trusting:
+    """Combines as the default does, but checks nothing; an ``Aggregation``."""
+
+    inner: Aggregation
+
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """Return the answers."""
+        return answers
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
+        """Return the next model."""
+        return self.inner.aggregate(model, updates)
+
+
+def run(settings: Simulation, rule: str, attack: str) -> dict[str, object]:
+    """Train under attack, and return the last model's pixel AP on the test patients of all sites."""
+    networks, cohorts = networks_for(settings), load_cohorts(settings)
+    aggregation = build_aggregation(
+        settings.aggregation, settings.server_optimizer, networks, sharing_in(settings, networks), {}
+    )
+    plan = Plan(
+        settings.rounds, settings.local_steps, 1, Trusting(aggregation) if rule == "no defence" else aggregation
+    )
+    sites = [build_site(settings, name, cohort, networks) for name, cohort in cohorts.items()]
+    refused: list[str] = []
+
+    def keep(model: GlobalModel, answers: Sequence[Answer], contribution: Contribution) -> None:
+        refused.extend({answer.site for answer in answers} - set(contribution.shares))
+
+    began = time.perf_counter()
+    try:
+        model = run_rounds(
+            GlobalModel(0, weights_of(networks)), Attacked(sites, ATTACKS[attack], settings.seed), plan, keep=keep
+        )
+    except FedganError as refusal:
+        return {"pixel_ap": 0.0, "ended": type(refusal).__name__, "seconds": round(time.perf_counter() - began, 1)}
+    load_weights(networks, model.weights)
+    test = pool([cohort.split("test") for cohort in cohorts.values()])
+    return {
+        "pixel_ap": round(pixel_ap(read(networks, test, drawing=drawing_of(settings.model))) or 0.0, 4),
+        "left_out": {site: refused.count(site) for site in sorted(set(refused))},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def table(lines: list[dict[str, object]]) -> None:
+    """Print the pixel AP of each rule under each attack, as Markdown: mean and standard deviation over seeds."""
+    print("| rule | " + " | ".join(ATTACKS) + " |\n|---" + "|---" * len(ATTACKS) + "|")
+    for rule in RULES:
+        cells = []
+        for attack in ATTACKS:
+            found = [float(str(line["pixel_ap"])) for line in lines if (line["rule"], line["attack"]) == (rule, attack)]
+            spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
+            cells.append(f"{mean(found):.3f}{spread}" if found else "-")
+        print(f"| {rule} | {' | '.join(cells)} |")
+
+
+def missing(told: argparse.Namespace, lines: list[dict[str, object]]) -> Iterator[tuple[str, str, int]]:
+    """Yield rule, attack and seed of what has no line."""
+    done = {(line["rule"], line["attack"], line["seed"]) for line in lines}
+    asked = ((rule, attack, seed) for seed in told.seeds for rule in told.rules for attack in ATTACKS)
+    yield from (entry for entry in asked if entry not in done)
+
+
+def main() -> None:
+    """Run what has no line yet, as long as there is time, and print the table of all lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="further settings, first")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--minutes", type=float, default=60, help="begin no run after this time")
+    parser.add_argument("--lines", type=Path, default=LINES)
+    told = parser.parse_args()
+    until = time.monotonic() + 60 * told.minutes
+    git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    lines = [json.loads(line) for line in told.lines.read_text().splitlines()] if told.lines.exists() else []
+    for rule, attack, seed in missing(told, lines):
+        if time.monotonic() > until:
+            break
+        settings = load("simulate", Simulation, [*SETTINGS, f"seed={seed}", *RULES[rule], *told.overrides])
+        torch.set_num_threads(settings.threads or 1)
+        figures = run(settings, rule, attack)
+        about = {"rule": rule, "attack": attack, "seed": seed, "commit": commit, "machine": describe_machine(settings)}
+        lines.append(about | {"date": datetime.now(UTC).isoformat(timespec="seconds")} | figures)
+        print(rule, attack, seed, figures, flush=True)
+        with told.lines.open("a") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+    table(lines)
+
+
+if __name__ == "__main__":
+    main()
