@@ -48,8 +48,8 @@ RULES = {
 SETTINGS = (
     "data.sites=[A,B,C,D,E]",
     "data.size=32",
-    "rounds=20",
-    "local_steps=25",
+    "rounds=12",
+    "local_steps=20",
     "threads=1",
 )
 
