@@ -30,8 +30,12 @@ def tell_partition(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Answer the coordinator's task; whatever goes wrong leaves here as the name of its class."""
     try:
-        site = _site(Path(str(context.run_config["run-folder"])), _partition(context))
-        content = pack_answer(site.answer(unpack_task(message.content)))
+        folder = Path(str(context.run_config["run-folder"]))
+        site = _site(folder, _partition(context))
+        task = unpack_task(message.content, site.memory.model_of)
+        if _settings(folder).compress.model != "none":
+            site.memory.keep_model(task.model.weights)
+        content = pack_answer(site.answer(task))
     except Exception as fault:  # Flower would send the exception's text, and with it a path or a patient
         log.exception("a site could not answer")
         content = pack_answer(SiteFailure("", 0, type(fault).__name__))
@@ -42,10 +46,15 @@ def _partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+@cache
+def _settings(folder: Path) -> Simulation:
+    return read(folder / "config.yaml", Simulation)
+
+
 @cache  # Flower gives a node's tasks to whichever process is free, and reading scans takes longer than a round
 def _site(folder: Path, partition: int) -> Site:
     """Return the run's site of that number, with its scans read."""
-    settings = read(folder / "config.yaml", Simulation)
+    settings = _settings(folder)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     name = (settings.data.sites or ())[partition]

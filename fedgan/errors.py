@@ -3,6 +3,7 @@
 FedganError
 ├── SettingsError        the person at the keyboard: a setting is missing, unknown or out of bounds
 ├── CohortError          the site's data engineer: the manifest or its images cannot be used as they are
+├── BaseMissing          the coordinator, which then sends all of the model: a site lacks the one that a step is from
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
@@ -44,6 +45,10 @@ class CohortError(FedganError):
             f"site {site}: {len(self.problems)} problem(s) in the manifest; "
             f"the site's data engineer must mend them:\n{shown}{more}"
         )
+
+
+class BaseMissing(FedganError):
+    """A site was sent a step of the model, and does not have the model that it starts from."""
 
 
 class SiteMemoryError(FedganError):

@@ -12,6 +12,18 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class ModelStep:
+    """From one global model to the next, in the bits in which it travels; exact, to the bit, for who has the first."""
+
+    base: str
+    """Digest of the weights that it starts from."""
+    moved: Weights
+    """By how much tensors move, encoded as by ``fedgan.federated.compression``."""
+    replaced: Weights
+    """Other tensors that changed, as they now are."""
+
+
+@dataclass(frozen=True, slots=True)
 class GlobalModel:
     """The coordinator's model after ``round`` completed rounds; 0 is untrained."""
 
@@ -19,6 +31,8 @@ class GlobalModel:
     weights: Weights
     memory: Weights = field(default_factory=dict)
     """What the coordinator alone remembers from round to round, as a server optimiser's moments; it never travels."""
+    step: ModelStep | None = None
+    """How it came from the model before, if it may travel as that."""
 
 
 def digest_of(weights: Weights) -> str:

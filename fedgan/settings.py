@@ -283,6 +283,8 @@ class Compression(_Frozen):
     """Of the generators' updates: as they are, in half precision, or in eight bits with a scale per 1024 numbers."""
     discriminator: Literal["none", "fp16", "int8"]
     """Of the updates of the discriminators and the classifier."""
+    model: Literal["none", "fp16", "int8"]
+    """Of the global model's steps, for sites that have the model before; others are sent all of it."""
 
 
 Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
@@ -351,7 +353,7 @@ class Simulation(_Frozen):
         if self.aggregation.kind == "fedavg" and self.server_optimizer.kind != "none":
             msg = "server_optimizer needs aggregation=gan_fedavg: over buffers, it makes variances negative"
             raise ValueError(msg)
-        if self.aggregation.kind == "fedavg" and {self.compress.generator, self.compress.discriminator} != {"none"}:
+        if self.aggregation.kind == "fedavg" and set(self.compress.model_dump().values()) != {"none"}:
             msg = "compress needs aggregation=gan_fedavg, which knows what may lose bits and what may not"
             raise ValueError(msg)
         return self

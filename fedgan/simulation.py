@@ -12,7 +12,7 @@ from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
 from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
-from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
+from fedgan.federated.coordinator import Aggregation, Federation, Plan, run_rounds, score_last
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import Recipe, Site, weights_of
@@ -246,6 +246,16 @@ def sharing_in(settings: Simulation, networks: Method) -> Sharing:
     )
 
 
+def aggregation_in(settings: Simulation, networks: Method) -> Aggregation:
+    """Return what combines the updates of ``networks`` as the settings say.
+
+    Raises:
+        As ``sharing_in``.
+    """
+    sharing = sharing_in(settings, networks)
+    return build_aggregation(settings.aggregation, settings.server_optimizer, networks, sharing, settings.compress)
+
+
 def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, float]) -> None:
     if watcher:
         watcher.step(site, losses)
@@ -277,10 +287,7 @@ def train_in_folder(
 
     untrained = networks_for(settings)
     model = folder.latest() or GlobalModel(0, weights_of(untrained))
-    sharing = sharing_in(settings, untrained)
-    encodings = build_encodings(settings.compress, untrained)
-    aggregation = build_aggregation(settings.aggregation, settings.server_optimizer, untrained, sharing, encodings)
-    plan = Plan(settings.rounds, local_steps, quorum, aggregation)
+    plan = Plan(settings.rounds, local_steps, quorum, aggregation_in(settings, untrained))
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
         if model.round < settings.rounds:

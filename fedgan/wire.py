@@ -5,17 +5,29 @@ Tensors travel as NumPy's own format, which Flower writes and reads without pick
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from tokenize import TokenError
 from typing import TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from numpy.lib.format import read_array
 
-from fedgan.errors import UpdateRejected
-from fedgan.records import Answer, GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights
+from fedgan.errors import BaseMissing, UpdateRejected
+from fedgan.federated.compression import take_step
+from fedgan.records import (
+    Answer,
+    GlobalModel,
+    ModelStep,
+    RoundTask,
+    ScanCounts,
+    SiteFailure,
+    SiteUpdate,
+    Weights,
+    digest_of,
+)
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
@@ -28,21 +40,58 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 MOST_DISEASES = 1000
 
 
+Known = Callable[[str], Weights | None]
+"""From a digest to the weights that have it, where they are known."""
+
+
 def pack_task(task: RoundTask) -> RecordDict:
-    """Return the message content of ``task``."""
+    """Return the message content of ``task``, for a site of which nothing is known."""
     terms = ConfigRecord({"round": task.model.round, "local-steps": task.local_steps})
     return RecordDict({"task": terms, "weights": _pack_weights(task.model.weights)})
 
 
-def unpack_task(records: RecordDict) -> RoundTask:
-    """Return the task that ``pack_task`` packed.
+def pack_step(task: RoundTask, step: ModelStep) -> RecordDict:
+    """Return the message content of ``task`` for a site that has the weights from which ``step`` leads to its model."""
+    digest = digest_of(task.model.weights)
+    terms = ConfigRecord(
+        {"round": task.model.round, "local-steps": task.local_steps, "base": step.base, "digest": digest}
+    )
+    moved, replaced = _pack_weights(step.moved), _pack_weights(step.replaced)
+    return RecordDict({"task": terms, "moved": moved, "replaced": replaced})
+
+
+def unpack_task(records: RecordDict, known: Known = lambda digest: None) -> RoundTask:
+    """Return the task that ``pack_task`` or ``pack_step`` packed.
 
     Raises:
-        UpdateRejected: ``records`` are not a task.
+        UpdateRejected: ``records`` are not a task, or the step in them does not lead where it says.
+        BaseMissing: they are a step from weights that are not ``known``.
     """
     terms = _record(records, "task", ConfigRecord)
-    model = GlobalModel(_count(terms, "round"), _unpack_weights(_record(records, "weights", ArrayRecord)))
-    return RoundTask(model, _count(terms, "local-steps"))
+    number, local_steps = _count(terms, "round"), _count(terms, "local-steps")
+    if "weights" in records:
+        weights = _unpack_weights(_record(records, "weights", ArrayRecord))
+        return RoundTask(GlobalModel(number, weights), local_steps)
+    base = known(_digest(terms, "base"))
+    if base is None:
+        raise BaseMissing("the model before this step is not here; the coordinator must send all of it")
+    moved = _unpack_weights(_record(records, "moved", ArrayRecord))
+    weights = _walk(base, moved, _unpack_weights(_record(records, "replaced", ArrayRecord)))
+    if digest_of(weights) != _digest(terms, "digest"):
+        raise _rejected("the step does not lead to the model that it names")
+    return RoundTask(GlobalModel(number, weights), local_steps)
+
+
+def _walk(base: Weights, moved: Weights, replaced: Weights) -> Weights:
+    try:
+        return {**base, **take_step(base, moved), **replaced}
+    except (KeyError, RuntimeError, IndexError, TypeError) as error:
+        raise _rejected("the step does not fit the model that it starts from") from error
+
+
+def size_of(records: RecordDict) -> int:
+    """Return how many bytes Flower's link carries for a message's content: of all its objects, as they are sent."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(records).values())
 
 
 def pack_answer(answer: Answer) -> RecordDict:
@@ -82,7 +131,7 @@ def unpack_answer(records: RecordDict, *, site: str, round: int) -> Answer:
     return SiteUpdate(
         site=site,
         round=_count(terms, "round"),
-        digest=_digest(terms),
+        digest=_digest(terms, "digest"),
         delta=_unpack_weights(_record(records, "delta", ArrayRecord)),
         counts=_scan_counts(terms),
         metrics={name: _figure(name, value) for name, value in _record(records, "metrics", MetricRecord).items()},
@@ -145,10 +194,10 @@ def _scan_counts(terms: Mapping[str, object]) -> ScanCounts:
     )
 
 
-def _digest(terms: Mapping[str, object]) -> str:
-    value = terms.get("digest")
+def _digest(terms: Mapping[str, object], name: str) -> str:
+    value = terms.get(name)
     if not isinstance(value, str) or not DIGEST.fullmatch(value):
-        raise _rejected("digest is no SHA-256 in hex")
+        raise _rejected(f"{name} is no SHA-256 in hex")
     return value
 
 

@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedgan.errors import QuorumNotMet, UpdateRejected
+from fedgan.errors import BaseMissing, QuorumNotMet, UpdateRejected
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate
-from fedgan.wire import pack_task, unpack_answer, unpack_partition
+from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class FlowerFederation:
     sites: Mapping[int, str]
     timeout_s: float
     spool: Spool
+    holds: dict[str, str] = field(default_factory=dict)
+    """Site to the digest of the model that it has, as its last answer proved."""
 
     def ask(self, task: RoundTask) -> Sequence[Answer]:
         """Send ``task`` to every site, wait at most ``timeout_s``, and return one answer per site, by name.
@@ -38,14 +40,9 @@ class FlowerFederation:
         be understood has failed; the others' round goes on.
         """
         self.spool.clear()
-        content = pack_task(task)
-        messages = [
-            # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
-            Message(content, node, MessageType.TRAIN, ttl=self.timeout_s, group_id=str(task.model.round))
-            for node in self.sites
-        ]
         deadline = time.monotonic() + self.timeout_s
-        pending = dict(zip(self.grid.push_messages(messages), self.sites.values(), strict=True))
+        contents = _Contents(task)
+        pending = self._push(set(self.sites.values()), contents, task)
         answers: dict[str, Answer] = {
             site: SiteFailure(site, task.model.round, "NoAnswer") for site in self.sites.values()
         }
@@ -53,12 +50,33 @@ class FlowerFederation:
             for message, site in list(pending.items()):
                 for reply in self.grid.pull_messages([message]):
                     del pending[message]
-                    answers[site] = self._read(reply, site, task.model.round)
+                    _, sent = contents.for_holder_of(self.holds.get(site))
+                    answers[site] = self._read(reply, site, task.model.round, sent)
+                    lacks = answers[site] == SiteFailure(site, task.model.round, BaseMissing.__name__)
+                    if lacks and self.holds.pop(site, None):  # once: it has been sent all of it after that
+                        pending |= self._push({site}, contents, task)
             if pending:
                 time.sleep(POLL_S)
+        self.holds.update({site: answer.digest for site, answer in answers.items() if isinstance(answer, SiteUpdate)})
         return [answers[site] for site in sorted(answers)]
 
-    def _read(self, reply: Message, site: str, number: int) -> Answer:
+    def _push(self, sites: Collection[str], contents: "_Contents", task: RoundTask) -> dict[str, str]:
+        """Send the task to sites, and return the messages' names with their sites."""
+        nodes = {node: site for node, site in self.sites.items() if site in sites}
+        messages = [
+            # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
+            Message(
+                contents.for_holder_of(self.holds.get(site))[0],
+                node,
+                MessageType.TRAIN,
+                ttl=self.timeout_s,
+                group_id=str(task.model.round),
+            )
+            for node, site in nodes.items()
+        ]
+        return dict(zip(self.grid.push_messages(messages), nodes.values(), strict=True))
+
+    def _read(self, reply: Message, site: str, number: int, asked_bytes: int) -> Answer:
         """Return what ``site`` answered in round ``number``, its tensors on disk, or how it failed to."""
         if reply.has_error():
             # Flower's reason may quote the site's exception, and so a path or a patient: it goes no further.
@@ -69,7 +87,27 @@ class FlowerFederation:
         except UpdateRejected as refusal:
             log.warning("site %s in round %d: %s", site, number + 1, refusal)
             return SiteFailure(site, number, type(refusal).__name__)
-        return self.spool.put(answer) if isinstance(answer, SiteUpdate) else answer
+        if isinstance(answer, SiteFailure):
+            return answer
+        traffic = {"traffic/to_site": float(asked_bytes), "traffic/from_site": float(size_of(reply.content))}
+        return self.spool.put(replace(answer, metrics={**answer.metrics, **traffic}))
+
+
+class _Contents:
+    """One round's task as it is sent: whole, or as a step to sites that have the model before."""
+
+    def __init__(self, task: RoundTask) -> None:
+        step = task.model.step
+        self.base = step.base if step else None
+        self.whole = pack_task(task)
+        self.step = pack_step(task, step) if step else self.whole
+        self.sizes = size_of(self.whole), size_of(self.step) if step else 0
+
+    def for_holder_of(self, digest: str | None) -> tuple[RecordDict, int]:
+        """Return what to send to a site that has the model of that digest, or none that is known of, and its bytes."""
+        if digest is not None and digest == self.base:
+            return self.step, self.sizes[1]
+        return self.whole, self.sizes[0]
 
 
 def bind_simulated_nodes(grid: Grid, names: Sequence[str], *, timeout_s: float) -> Mapping[int, str]:

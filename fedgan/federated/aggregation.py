@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedgan.federated.compression import Encoding, names_in, part_of
+from fedgan.federated.compression import Encoding, names_in, part_of, step_between, take_step
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
 from fedgan.federated.server_step import Move, Plain
@@ -20,10 +20,13 @@ from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.spectral import leading_vectors
 from fedgan.federated.tensors import Entry, Role, Side
-from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUpdate, Weights
+from fedgan.records import Answer, Contribution, GlobalModel, ModelStep, ScanCounts, SiteUpdate, Weights, digest_of
 
 PART = 2**16
 """Numbers of a tensor that are combined at a time: so few that sums in float64 stay near the processor."""
+
+LOST = "lost/"
+"""What the coordinator's memory calls that of the model's steps which did not fit into their bits."""
 
 COUNTS = "counts/"
 """What the coordinator's memory calls the scan counts of each site that it has heard of."""
@@ -53,6 +56,8 @@ class GanFedAvg:
     """What is sent after each round; None is everything."""
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     """In how many bits each tensor travels, where that is not as it is."""
+    model_encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    """The same of the global model's own steps."""
     share_rule: ShareRule = field(default_factory=ShareRule)
     rule: Rule = weighted_mean
     suspects: float | None = None
@@ -95,8 +100,23 @@ class GanFedAvg:
                     weights[name] = torch.stack([before + voice.delta[name] for voice in voices]).amax(dim=0)
                 case Role.VECTOR:
                     pass  # found anew once their weights have moved
+        moved: dict[str, Tensor] = {}
+        if self.model_encodings:
+            lost = {name.removeprefix(LOST): tensor for name, tensor in memory.items() if name.startswith(LOST)}
+            moved, lost = step_between(model.weights, weights, lost, self.model_encodings)
+            weights |= take_step(model.weights, moved)
+            memory |= {f"{LOST}{name}": tensor for name, tensor in lost.items()}
         weights |= dict(self._vectors(weights))
-        return GlobalModel(model.round + 1, weights, memory), self._contribution(voices, memory)
+        step = self._step(model, weights, moved) if self.model_encodings else None
+        return GlobalModel(model.round + 1, weights, memory, step), self._contribution(voices, memory)
+
+    def _step(self, model: GlobalModel, weights: Weights, moved: Weights) -> ModelStep:
+        replaced = {
+            name: tensor
+            for name, tensor in weights.items()
+            if name not in moved and not torch.equal(tensor, model.weights[name])
+        }
+        return ModelStep(digest_of(model.weights), moved, replaced)
 
     def _advance(
         self, name: str, model: GlobalModel, voices: Sequence[_Voice], move: Move

@@ -22,7 +22,7 @@ def build_aggregation(
     optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.ServerAdam,
     method: Method,
     sharing: Sharing,
-    encodings: Mapping[str, Encoding],
+    compress: asked.Compression,
 ) -> Aggregation:
     """Return what combines the updates of ``method``'s networks.
 
@@ -35,7 +35,8 @@ def build_aggregation(
     return GanFedAvg(
         entries=found,
         sharing=sharing,
-        encodings=encodings,
+        encodings=build_encodings(compress, method),
+        model_encodings=_encodings(found, generator=compress.model, critic=compress.model),
         driven_by=method.driven_by,
         share_rule=ShareRule(settings.exponent, settings.cap, settings.floor),
         rule=_rule(settings),
@@ -85,10 +86,14 @@ def build_encodings(settings: asked.Compression, method: Method) -> Mapping[str,
     Raises:
         ModelError: a tensor of the networks is of no known kind.
     """
-    of_side: Mapping[Side, Encoding] = {Side.GENERATOR: settings.generator, Side.CRITIC: settings.discriminator}
+    return _encodings(entries(method), generator=settings.generator, critic=settings.discriminator)
+
+
+def _encodings(found: Mapping[str, Entry], *, generator: Encoding, critic: Encoding) -> Mapping[str, Encoding]:
+    of_side: Mapping[Side, Encoding] = {Side.GENERATOR: generator, Side.CRITIC: critic}
     return {
         name: of_side[entry.side]
-        for name, entry in entries(method).items()
+        for name, entry in found.items()
         if entry.role in (Role.WEIGHT, Role.AFFINE, Role.AVERAGE) and of_side[entry.side] != "none"
     }
 

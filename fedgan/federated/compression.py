@@ -94,6 +94,26 @@ def with_feedback(
     return encoded, {name: whole[name] - arrived[name] for name in sorted(lossy)}
 
 
+def step_between(
+    before: Weights, after: Weights, lost: Weights, encodings: Mapping[str, Encoding]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return how a model moves in the bits it travels in, and what is lost; see ``take_step``.
+
+    Args:
+        before: the model that moves.
+        after: where it should get to.
+        lost: what earlier steps lost.
+        encodings: of the tensors that may lose something; of others nothing is said.
+    """
+    wanted = {name: after[name] - before[name] for name in encodings if name in lost or after[name] is not before[name]}
+    return with_feedback(wanted, lost, encodings)
+
+
+def take_step(before: Weights, moved: Weights) -> dict[str, Tensor]:
+    """Return the tensors that a step moves: at the coordinator and at every site the same, to the bit."""
+    return {name: before[name] + part for name, part in decode(moved).items()}
+
+
 def _to_eight_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Return whole numbers from -127 to 127, and each block's scale."""
     flat = tensor.reshape(-1)

@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedgan.errors import SiteMemoryError
-from fedgan.records import Weights
+from fedgan.records import Weights, digest_of
 
 OWN, MOMENTS, RESIDUAL = "own/", "moments/", "residual/"
 """What the names of kept tensors begin with."""
+
+MODEL = "model.safetensors"
 
 
 class Memory(Protocol):
@@ -29,6 +31,14 @@ class Memory(Protocol):
         """Keep tensors for round ``number``, and for those after it until there is something newer."""
         ...
 
+    def keep_model(self, weights: Weights) -> None:
+        """Keep the global model that was received last, from which the next may come as a step."""
+        ...
+
+    def model_of(self, digest: str) -> Weights | None:
+        """Return the kept model if that is its digest."""
+        ...
+
 
 class NoMemory:
     """A site that begins every round with what it is sent; a ``Memory``."""
@@ -39,6 +49,13 @@ class NoMemory:
 
     def keep(self, number: int, tensors: Weights) -> None:
         """Forget."""
+
+    def keep_model(self, weights: Weights) -> None:
+        """Forget."""
+
+    def model_of(self, digest: str) -> Weights | None:
+        """Return nothing."""
+        return None
 
 
 class FolderMemory:
@@ -73,20 +90,39 @@ class FolderMemory:
         """
         if not tensors:
             return
+        self._write(self._file(number), tensors)
+        before = max((old for old in self._numbers() if old < number), default=number)
+        for old in self._numbers():
+            if old not in (number, before):
+                self._file(old).unlink()
+
+    def keep_model(self, weights: Weights) -> None:
+        """Keep the global model that was received last, from which the next may come as a step.
+
+        Raises:
+            SiteMemoryError: the disk is full or the folder cannot be written; what was kept stays.
+        """
+        self._write(self.folder / MODEL, weights)
+
+    def model_of(self, digest: str) -> Weights | None:
+        """Return the kept model if that is its digest; a damaged file is as good as none."""
+        try:
+            found = load_file(self.folder / MODEL)
+        except (OSError, SafetensorError):
+            return None
+        return found if digest_of(found) == digest else None
+
+    def _write(self, path: Path, tensors: Weights) -> None:
         partial = self.folder / "memory.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            partial.replace(self._file(number))
+            partial.replace(path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise SiteMemoryError(f"{self.folder} cannot be written ({error}); the site must make room") from error
-        before = max((old for old in self._numbers() if old < number), default=number)
-        for old in self._numbers():
-            if old not in (number, before):
-                self._file(old).unlink()
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04d}.safetensors"

@@ -112,6 +112,8 @@ class Round(_Frozen):
     """Site to network to the site's share of that network's step."""
     planned_shares: dict[str, dict[str, Share]] = {}
     """The same if every site that was ever heard of had taken part."""
+    traffic: dict[str, dict[str, float]] = {}
+    """Site to bytes ``to_site`` and ``from_site`` that Flower's link carried; empty where there is no link."""
 
 
 class SiteContribution(_Frozen):

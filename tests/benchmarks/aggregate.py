@@ -24,12 +24,11 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
 from fedgan.config import load
-from fedgan.federated.build import build_aggregation
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
 from fedgan.settings import Simulation
-from fedgan.simulation import networks_for, sharing_in
+from fedgan.simulation import aggregation_in, networks_for
 
 PLACES = 4096
 """Numbers of the buffer beyond the largest tensor, from which updates begin."""
@@ -111,9 +110,7 @@ def measure(way: str, updates: int) -> dict[str, float]:
     settings = load("simulate", Simulation, ["model=sagan_released", "data.size=64"])
     networks = networks_for(settings)
     model = GlobalModel(0, weights_of(networks))
-    aggregation = build_aggregation(
-        settings.aggregation, settings.server_optimizer, networks, sharing_in(settings, networks), {}
-    )
+    aggregation = aggregation_in(settings, networks)
     ways: dict[str, Combine] = {"bare": bare, "ours": partial(ours, aggregation), "flower": flower}
     shapes = {name: tensor.shape for name, tensor in model.weights.items()}
     size = sum(shape.numel() for shape in shapes.values())

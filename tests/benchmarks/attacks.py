@@ -23,7 +23,6 @@ from torch import Tensor
 from fedgan.cohort.cohort import pool
 from fedgan.config import load
 from fedgan.errors import FedganError
-from fedgan.federated.build import build_aggregation
 from fedgan.federated.coordinator import Aggregation, Plan, run_rounds
 from fedgan.federated.site import Site, load_weights, weights_of
 from fedgan.gan.build import drawing_of
@@ -32,7 +31,7 @@ from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpd
 from fedgan.results.evaluation import pixel_ap
 from fedgan.results.reading import read
 from fedgan.settings import Simulation
-from fedgan.simulation import build_site, load_cohorts, networks_for, sharing_in
+from fedgan.simulation import aggregation_in, build_site, load_cohorts, networks_for
 from fedgan.streams import generator_for
 
 LINES = Path(__file__).with_suffix(".jsonl")
@@ -120,9 +119,7 @@ class Trusting:
 def run(settings: Simulation, rule: str, attack: str) -> dict[str, object]:
     """Train under attack, and return the last model's pixel AP on the test patients of all sites."""
     networks, cohorts = networks_for(settings), load_cohorts(settings)
-    aggregation = build_aggregation(
-        settings.aggregation, settings.server_optimizer, networks, sharing_in(settings, networks), {}
-    )
+    aggregation = aggregation_in(settings, networks)
     plan = Plan(
         settings.rounds, settings.local_steps, 1, Trusting(aggregation) if rule == "no defence" else aggregation
     )

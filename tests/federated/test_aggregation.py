@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
-from fedgan.federated.build import build_aggregation
+from fedgan.federated.compression import take_step
 from fedgan.federated.rules import median
 from fedgan.federated.server_step import Adaptive, Momentum
 from fedgan.federated.shares import ShareRule
@@ -16,7 +16,7 @@ from fedgan.federated.site import weights_of
 from fedgan.federated.spectral import as_matrix
 from fedgan.federated.tensors import Entry, Role, Side, entries
 from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
-from fedgan.simulation import networks_for, sharing_in
+from fedgan.simulation import aggregation_in, networks_for, sharing_in
 
 PROPORTIONAL = ShareRule()
 WEIGHT = Entry(Role.WEIGHT, Side.GENERATOR, "generator")
@@ -324,7 +324,7 @@ def test_a_site_that_is_missing_stays_planned_for():
 def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     told = tiny(f"aggregation={chosen}", f"model={method}", "model.width=4", "model.critic_width=4")
     networks = networks_for(told)
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks), {})
+    rule = aggregation_in(told, networks)
     before = GlobalModel(0, weights_of(networks))
     sent = sharing_in(told, networks).sent_after(0)
     delta = {name: torch.full_like(tensor, 0.5) for name, tensor in before.weights.items() if name in sent}
@@ -341,10 +341,47 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
         assert torch.allclose(moved.weights[name], before.weights[name] + expected, atol=1e-6), name
 
 
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_the_model_moves_by_what_travels_and_makes_up_for_what_did_not_fit(kind):
+    exact, coarse = aggregation(), aggregation(model_encodings={"w": kind})
+    truth = sent = model(w=torch.zeros(300))
+    rng = torch.Generator().manual_seed(0)
+
+    for number in range(5):
+        updates = [update("A", {"w": torch.randn(300, generator=rng)})]
+        before = sent
+        truth, _ = exact.aggregate(truth, updates)
+        sent, _ = coarse.aggregate(sent, updates)
+
+        assert sent.round == number + 1
+        assert sent.step.base == digest_of(before.weights)
+        assert torch.equal(take_step(before.weights, sent.step.moved)["w"], sent.weights["w"])
+
+    assert not torch.equal(truth.weights["w"], sent.weights["w"])
+    assert torch.allclose(truth.weights["w"], sent.weights["w"], atol=0.02)
+    assert torch.allclose(truth.weights["w"], sent.weights["w"] + sent.memory["lost/w"], atol=1e-5)
+
+
+def test_a_step_names_what_it_replaces_and_leaves_out_what_stayed():
+    counted = {
+        "w": WEIGHT,
+        "n": replace(WEIGHT, role=Role.COUNTER),
+        "idle": Entry(Role.WEIGHT, Side.CRITIC, "critic"),
+    }
+    rule = aggregation(counted, model_encodings={"w": "int8"})
+
+    after, _ = rule.aggregate(
+        model(w=[0.0], n=1, idle=[2.0]), [update("A", {"w": [1.0], "n": 2, "idle": [0.0]}, abnormal=0)]
+    )
+
+    assert set(after.step.moved) == {"w", "w/scale"}
+    assert {name: tensor.item() for name, tensor in after.step.replaced.items()} == {"n": 3}
+
+
 def test_the_settings_choose_the_server_optimizer(tiny):
     told = tiny("server_optimizer=fedadam", "server_optimizer.rate=0.5")
 
     networks = networks_for(told)
-    rule = build_aggregation(told.aggregation, told.server_optimizer, networks, sharing_in(told, networks), {})
+    rule = aggregation_in(told, networks)
 
     assert rule.move == Adaptive(0.5, (0.5, 0.99), 0.001)

@@ -3,6 +3,7 @@ import torch
 
 from fedgan.errors import SiteMemoryError
 from fedgan.federated.memory import FolderMemory, NoMemory
+from fedgan.records import digest_of
 
 
 def value(memory, number):
@@ -91,3 +92,22 @@ def test_who_has_no_memory_recalls_nothing():
     keep(forgetful, 1, 5.0)
 
     assert forgetful.recall(1) == (1, {})
+
+
+def test_the_last_model_is_known_by_its_digest_alone(memory):
+    first, second = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    assert memory.model_of(digest_of(first)) is None
+
+    memory.keep_model(first)
+    memory.keep_model(second)
+
+    assert memory.model_of(digest_of(first)) is None
+    assert torch.equal(memory.model_of(digest_of(second))["w"], second["w"])
+    assert memory.recall(5) == (5, {})
+
+
+def test_a_damaged_model_is_as_good_as_none(memory):
+    memory.keep_model({"w": torch.zeros(3)})
+    (memory.folder / "model.safetensors").write_bytes(b"\x00")
+
+    assert memory.model_of(digest_of({"w": torch.zeros(3)})) is None

@@ -8,10 +8,12 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
-from fedgan.errors import QuorumNotMet
+from fedgan.errors import FedganError, QuorumNotMet
+from fedgan.federated.compression import encode, take_step
+from fedgan.federated.memory import FolderMemory
 from fedgan.federated.spool import Spool
-from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate
-from fedgan.wire import pack_answer, pack_partition, unpack_task
+from fedgan.records import GlobalModel, ModelStep, RoundTask, ScanCounts, SiteFailure, SiteUpdate, digest_of
+from fedgan.wire import pack_answer, pack_partition, pack_task, size_of, unpack_task
 from server.federation import FlowerFederation, bind_simulated_nodes
 
 TASK = RoundTask(GlobalModel(4, {"w": torch.tensor([1.0, 2.0])}), local_steps=3)
@@ -31,8 +33,9 @@ class Loopback:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        first = len(self.messages)
         self.messages += messages
-        return [str(number) for number in range(len(self.messages))]
+        return [str(number) for number in range(first, len(self.messages))]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         (number,) = message_ids
@@ -91,7 +94,7 @@ def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by(spoo
     assert [answer.site for answer in answers] == ["A", "B"]
     assert all(isinstance(answer, SiteUpdate) for answer in answers)
     assert torch.equal(answers[0].delta["w"], TASK.model.weights["w"])
-    assert (answers[0].round, answers[0].counts.abnormal, answers[0].metrics) == (4, 3, {"loss/cycle": 0.5})
+    assert (answers[0].round, answers[0].counts.abnormal, answers[0].metrics["loss/cycle"]) == (4, 3, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +171,60 @@ def test_what_breaks_inside_a_site_leaves_it_as_the_name_of_a_class(tmp_path, ca
 
     assert answers == [SiteFailure("A", TASK.model.round, "SettingsError")]
     assert "P0042" in caplog.text
+
+
+def remembers(memory: FolderMemory) -> Node:
+    """Train by doubling, like a site that keeps the model it was sent."""
+
+    def answer(message: Message) -> Message:
+        try:
+            task = unpack_task(message.content, memory.model_of)
+        except FedganError as refusal:
+            return Message(pack_answer(SiteFailure("", 0, type(refusal).__name__)), reply_to=message)
+        memory.keep_model(task.model.weights)
+        digest = digest_of(task.model.weights)
+        update = SiteUpdate("", task.model.round, digest, task.model.weights, ScanCounts(1), {})
+        return Message(pack_answer(update), reply_to=message)
+
+    return answer
+
+
+def stepped(start: GlobalModel) -> GlobalModel:
+    """Return the model after a round, with the step that leads there."""
+    moved = encode({"w": torch.tensor([0.5, -1.0])}, {"w": "int8"})
+    step = ModelStep(digest_of(start.weights), moved, {})
+    return GlobalModel(start.round + 1, take_step(start.weights, moved), {}, step)
+
+
+def test_a_site_that_has_the_model_before_is_sent_the_step_alone(spool, tmp_path):
+    grid = Loopback({1: remembers(FolderMemory(tmp_path / "A"))})
+    federation = FlowerFederation(grid, {1: "A"}, timeout_s=5, spool=spool)
+    start = GlobalModel(0, {"w": torch.tensor([1.0, 2.0])})
+
+    federation.ask(RoundTask(start, 3))
+    (answer,) = federation.ask(RoundTask(stepped(start), 3))
+
+    assert ["weights" in message.content for message in grid.messages] == [True, False]
+    assert torch.equal(answer.delta["w"], stepped(start).weights["w"])
+    assert answer.digest == digest_of(stepped(start).weights)
+
+
+def test_a_site_that_lost_its_model_is_sent_all_of_the_next_in_the_same_round(spool, tmp_path):
+    memory = FolderMemory(tmp_path / "A")
+    grid = Loopback({1: remembers(memory)})
+    federation = FlowerFederation(grid, {1: "A"}, timeout_s=5, spool=spool)
+    start = GlobalModel(0, {"w": torch.tensor([1.0, 2.0])})
+    federation.ask(RoundTask(start, 3))
+    (memory.folder / "model.safetensors").unlink()
+
+    (answer,) = federation.ask(RoundTask(stepped(start), 3))
+
+    assert ["weights" in message.content for message in grid.messages] == [True, False, True]
+    assert isinstance(answer, SiteUpdate)
+
+
+def test_what_the_link_carried_is_told_of_each_site(spool):
+    (answer,) = FlowerFederation(Loopback({1: doubles}), {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    assert answer.metrics["traffic/to_site"] == size_of(pack_task(TASK))
+    assert answer.metrics["traffic/from_site"] > 0
