@@ -53,7 +53,7 @@ class FlowerFederation:
                     _, sent = contents.for_holder_of(self.holds.get(site))
                     answers[site] = self._read(reply, site, task.model.round, sent)
                     lacks = answers[site] == SiteFailure(site, task.model.round, BaseMissing.__name__)
-                    if lacks and self.holds.pop(site, None):  # once: it has been sent all of it after that
+                    if lacks and self.holds.pop(site, ""):  # once: it has been sent all of it after that
                         pending |= self._push({site}, contents, task)
             if pending:
                 time.sleep(POLL_S)
