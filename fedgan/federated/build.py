@@ -18,8 +18,8 @@ from fedgan.records import ScanCounts
 
 
 def build_aggregation(
-    settings: asked.GanFedAvg | asked.FedAvg,
-    optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.ServerAdam,
+    settings: asked.Aggregation,
+    optimizer: asked.ServerOptimizer,
     method: Method,
     sharing: Sharing,
     compress: asked.Compression,
@@ -49,7 +49,7 @@ def build_aggregation(
 
 
 def build_sharing(
-    settings: asked.GanFedAvg | asked.FedAvg, method: Method, *, rounds: int, local_steps: int, num_diseases: int
+    settings: asked.Aggregation, method: Method, *, rounds: int, local_steps: int, num_diseases: int
 ) -> Sharing:
     """Return what of ``method``'s state leaves a site, and when: nothing of a network that no term trains.
 
@@ -123,7 +123,7 @@ def _rule(settings: asked.GanFedAvg) -> Rule:
             return weighted_mean
 
 
-def _move(optimizer: asked.NoServerOptimizer | asked.ServerMomentum | asked.ServerAdam) -> Move:
+def _move(optimizer: asked.ServerOptimizer) -> Move:
     match optimizer:
         case asked.ServerMomentum():
             return Momentum(optimizer.rate, optimizer.momentum)
