@@ -19,6 +19,11 @@ def _of_site(site: str, rounds: Sequence[Round]) -> SiteContribution:
         failed=dict(Counter(kept.failed[site] for kept in rounds if site in kept.failed)),
         shares=_means([kept.shares for kept in rounds], site),
         planned_shares=_means([kept.planned_shares for kept in rounds], site),
+        traffic={
+            way: fmean(carried)
+            for way in ("to_site", "from_site")
+            if (carried := [kept.traffic[site][way] for kept in rounds if site in kept.traffic])
+        },
     )
 
 

@@ -127,6 +127,8 @@ class SiteContribution(_Frozen):
     """Network to mean over the rounds of the site's share of the network's step, 0 where it had none."""
     planned_shares: dict[str, Share]
     """The same if every site that was ever heard of had taken part in every round."""
+    traffic: dict[str, float] = {}
+    """Bytes ``to_site`` and ``from_site`` that Flower's link carried, mean of the rounds that it took part in."""
 
 
 class Metrics(_Frozen):

@@ -32,3 +32,13 @@ def test_networks_that_nobody_trains_are_left_out():
 
 def test_without_rounds_nobody_contributed():
     assert contributions([]) == {}
+
+
+def test_traffic_is_the_mean_of_the_rounds_that_were_carried():
+    rounds = [
+        kept(1, {"A": 1.0}).model_copy(update={"traffic": {"A": {"to_site": 10.0, "from_site": 4.0}}}),
+        kept(2, {"A": 1.0}).model_copy(update={"traffic": {"A": {"to_site": 2.0, "from_site": 2.0}}}),
+        kept(3, {"A": 1.0}),
+    ]
+
+    assert contributions(rounds)["A"].traffic == {"to_site": 6.0, "from_site": 3.0}

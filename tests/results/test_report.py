@@ -296,6 +296,15 @@ def test_the_page_says_who_made_the_model_and_where_that_was_not_as_planned(tmp_
     assert rows["B"] == ["1", "Diverged 2×", "0.125 [0.500]"]  # noqa: RUF001
 
 
+def test_what_the_link_carried_stands_beside_the_shares(tmp_path):
+    carried = {"to_site": 3 * 2.0**20, "from_site": 2.0**19}
+    part = SiteContribution(trained=3, failed={}, shares={"D": 1.0}, planned_shares={"D": 1.0}, traffic=carried)
+
+    page = report(tmp_path, METRICS.model_copy(update={"contributions": {"A": part}}))
+
+    assert page.rows(-2)["A"] == ["3", "–", "3.00", "0.50", "1.000"]  # noqa: RUF001
+
+
 def test_metrics_without_a_federated_arm_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unpack"):
         report(tmp_path, METRICS.model_copy(update={"arms": METRICS.arms[1:]}))
