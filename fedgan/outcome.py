@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, pool
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import choose_device, drawing_of, num_parameters
 from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
+from fedgan.records import GlobalModel
 from fedgan.results import metrics
 from fedgan.results.bootstrap import Bootstrap
 from fedgan.results.calibration import TOO_FEW, table_of_normals
@@ -24,7 +26,7 @@ from fedgan.results.reading import draw, read
 from fedgan.results.thresholds import Choose, Threshold, by_masks, by_normals
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Simulation
-from fedgan.simulation import Arm, networks_for
+from fedgan.simulation import Arm, draws_at_sites, networks_for
 from fedgan.streams import generator_for
 
 EXAMPLES_PER_CLASS = 3
@@ -41,15 +43,15 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     federated, folder = trained[0]
     test = pool([cohort.split("test") for cohort in federated.cohorts.values()])
     bootstrap = Bootstrap(settings.bootstrap, settings.seed)
-    scored, readings = [], {}
+    scored, readings, drawers = [], {}, {}
     for arm, arm_folder in reversed(trained):  # the federated arm last: its weights then draw the examples
-        threshold = _release(settings, networks, arm, arm_folder)
-        readings[arm.name] = read(networks, test, drawing=drawing_of(settings.model))
+        threshold, drawers[arm.name] = _release(settings, networks, arm, arm_folder)
+        readings[arm.name] = drawers[arm.name].read(federated.cohorts, "test")
         steps = arm_folder.history[-1].round * arm.local_steps
         scored.append(
             score_arm(arm.name, arm.kind, readings[arm.name], steps=steps, threshold=threshold, bootstrap=bootstrap)
         )
-    examples = choose_examples(networks, test, drawing=drawing_of(settings.model), seed=settings.seed)
+    examples = drawers[federated.name].examples(federated.cohorts, seed=settings.seed)
     val = pool([cohort.split("val") for cohort in federated.cohorts.values()])
     chosen, chosen_by = _choose(settings, folder)
     result = metrics.Metrics(
@@ -82,24 +84,64 @@ def how_it_ended(settings: Simulation, folder: RunFolder) -> str:
     return f"after round {last} of {settings.rounds}: {waited} brought no better validation score"
 
 
-def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> Threshold:
-    """Load the chosen round into ``networks`` and ``model/``; return the threshold from the arm's validation scans."""
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """Who draws maps with a model: one set of networks for all sites, or each site with generators of its own."""
+
+    networks: Method
+    drawing: Drawing
+    model: GlobalModel
+    own: RunFolder | None
+    """Where sites keep what is theirs, if generators are."""
+
+    def read(self, cohorts: Mapping[str, Cohort], split: Split) -> Reading:
+        """Return the reading of one split of all ``cohorts``, by site."""
+        if self.own is None:
+            load_weights(self.networks, self.model.weights)
+            return read(self.networks, pool([each.split(split) for each in cohorts.values()]), drawing=self.drawing)
+        return Reading.joined([self._at(site, cohort.split(split)) for site, cohort in cohorts.items()])
+
+    def _at(self, site: str, cohort: Cohort) -> Reading:
+        self._be(site)
+        return read(self.networks, cohort, drawing=self.drawing)
+
+    def _be(self, site: str) -> None:
+        own = self.own.own_of(site, self.model.round) if self.own else {}
+        load_weights(self.networks, {**self.model.weights, **own})
+
+    def examples(self, cohorts: Mapping[str, Cohort], *, seed: int) -> list[Example]:
+        """Return scans of the test split to show; see ``choose_examples``."""
+        if self.own is None:
+            test = pool([cohort.split("test") for cohort in cohorts.values()])
+            return choose_examples(self.networks, test, drawing=self.drawing, seed=seed)
+        found = []
+        for site, cohort in cohorts.items():
+            self._be(site)
+            found += choose_examples(self.networks, cohort.split("test"), drawing=self.drawing, seed=seed)
+        return found
+
+
+def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> tuple[Threshold, _Maps]:
+    """Put the chosen round into ``model/``; return the threshold from the arm's validation scans, and who draws."""
     number, _ = _choose(settings, folder)
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
-    load_weights(networks, model.weights)
-    reading = read(networks, val, drawing=drawing_of(settings.model))
+    personal = arm.kind == "federated" and draws_at_sites(settings)
+    maps = _Maps(networks, drawing_of(settings.model), model, folder if personal else None)
+    reading = maps.read(arm.cohorts, "val")
     threshold = _chooser(settings)(reading.maps, val)
     normal_scores = table_of_normals(reading.image_scores, val)
-    folder.release(
-        model,
-        threshold=threshold.value,
-        threshold_by=threshold.chosen_by,
-        normal_scores=normal_scores,
-        no_normal_scores=None if normal_scores else TOO_FEW,
-        contributions={site: part.model_dump() for site, part in contributions(_up_to(number, folder)).items()},
-    )
-    return threshold
+    card = {
+        "threshold": threshold.value,
+        "threshold_by": threshold.chosen_by,
+        "normal_scores": normal_scores,
+        "no_normal_scores": None if normal_scores else TOO_FEW,
+        "contributions": {site: part.model_dump() for site, part in contributions(_up_to(number, folder)).items()},
+    }
+    folder.release(model, **card)
+    for site in arm.cohorts if personal else ():
+        folder.release_to(site, model, **card)
+    return threshold, maps
 
 
 def _up_to(number: int, folder: RunFolder) -> list[metrics.Round]:

@@ -12,6 +12,7 @@ model/                  the model for ``fed-client map``: the last kept round un
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,8 +22,9 @@ from pydantic import TypeAdapter
 from fedgan.audit import Audit
 from fedgan.checkpoint import load_round, save_model, save_round
 from fedgan.errors import RunFolderError
+from fedgan.federated.memory import FolderMemory, own_of
 from fedgan.federated.spool import Spool
-from fedgan.records import Answer, Contribution, GlobalModel, SiteFailure, SiteUpdate
+from fedgan.records import Answer, Contribution, GlobalModel, SiteFailure, SiteUpdate, Weights
 from fedgan.results.metrics import Round
 
 BEST = ("pixel_ap", "image_auroc")
@@ -182,6 +184,19 @@ class RunFolder:
         """Put a kept round into ``model/``, its card completed with ``more``."""
         save_model(self.path / "model", model, {**self.card, **more})
         self.audit.record("model chosen", round=model.round)
+
+    def own_of(self, site: str, number: int) -> Weights:
+        """Return the tensors that a simulated site has of its own after ``number`` rounds.
+
+        Raises:
+            SiteMemoryError: they are damaged.
+        """
+        return own_of(FolderMemory(self.memory_of(site)), number)
+
+    def release_to(self, site: str, model: GlobalModel, **more: object) -> None:
+        """Put the model as it is at one site, with what that site has of its own, into ``sites/<site>/model/``."""
+        whole = replace(model, weights={**model.weights, **self.own_of(site, model.round)})
+        save_model(self.memory_of(site) / "model", whole, {**self.card, **more})
 
     def write(self, name: str, content: str) -> None:
         """Write a text file of the run atomically.

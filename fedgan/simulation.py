@@ -231,6 +231,11 @@ def build_site(
     return Site(name, cohort, networks, recipe, memory=kept, on_step=partial(_tell, watcher, name))
 
 
+def draws_at_sites(settings: Simulation) -> bool:
+    """Return whether each site draws maps with generators of its own."""
+    return isinstance(settings.aggregation, GanFedAvg) and settings.aggregation.share in ("discriminator", "none")
+
+
 def sharing_in(settings: Simulation, networks: Method) -> Sharing:
     """Return which tensors of ``networks`` leave a site, and when.
 
@@ -301,6 +306,9 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
     Raises:
         As ``train_in_folder``.
     """
+    if arm.kind != "federated" and isinstance(settings.aggregation, GanFedAvg):  # one model, whoever shares it
+        whole = {"share": "both", "generator_every": None, "discriminator_every": None}
+        settings = settings.model_copy(update={"aggregation": settings.aggregation.model_copy(update=whole)})
     networks = networks_for(settings)
     sites = [
         build_site(settings, name, cohort, networks, memory=folder.memory_of(name), watcher=watcher)

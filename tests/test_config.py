@@ -294,6 +294,25 @@ def test_the_help_knows_every_setting_its_default_and_its_meaning():
     }
 
 
+def test_sites_that_keep_their_generators_keep_the_last_ones():
+    assert refusal("aggregation.share=none") == [
+        "with aggregation.share=discriminator or none each site keeps its last generator; give select=last"
+    ]
+
+
+def test_intervals_are_whole_rounds():
+    (line,) = refusal("aggregation.generator_every=60", "local_steps=50")
+
+    assert line.endswith("aggregation.generator_every 60 is no multiple of local_steps (50)")
+
+
+@pytest.mark.parametrize("override", ["server_optimizer=fedadam", "compress=int8"])
+def test_what_needs_to_know_the_tensors_needs_the_aggregation_that_does(override):
+    (line,) = refusal("aggregation=fedavg", override)
+
+    assert "needs aggregation=gan_fedavg" in line
+
+
 def test_each_experiment_says_what_it_is_for():
     assert config.experiments().keys() == set(config.groups()["experiment"])
     assert all(config.experiments().values())

@@ -298,3 +298,36 @@ def test_map_files_carry_no_patients_name_and_replace_those_of_a_run_before(tiny
     for file in files:
         with Image.open(file) as picture:
             assert picture.info == {}
+
+
+@pytest.mark.parametrize("share", ["discriminator", "none"])
+def test_sites_that_keep_their_generators_draw_maps_of_their_own(tiny, tmp_path, share):
+    settings = tiny(f"aggregation.share={share}", "select=last")
+    cohorts = load_cohorts(settings)
+    (arm,) = arms_of(settings, cohorts)
+    folder = open_folder(settings, tmp_path / "run")
+    train_in_process(settings, arm, folder)
+
+    metrics, examples = conclude(settings, [(arm, folder)])
+
+    of_sites = {site: load_model(tmp_path / "run" / "sites" / site / "model")[0] for site in "AB"}
+    name = "forward_average.out.weight"
+    assert not torch.equal(of_sites["A"][name], of_sites["B"][name])
+    networks = networks_for(settings)
+    load_weights(networks, of_sites["B"])
+    test = cohorts["B"].split("test")
+    shown = choose_examples(networks, test, drawing=drawing_of(settings.model), seed=settings.seed)
+    drawn = [example.disease_map for example in examples if example.site == "B"]
+    assert all(torch.equal(one, other.disease_map) for one, other in zip(drawn, shown, strict=True))
+    assert metrics.arms[0].overall.num_images == sum(len(cohort.split("test")) for cohort in cohorts.values())
+
+
+def test_an_arm_alone_has_one_model_whatever_a_federation_would_share(tiny, tmp_path):
+    settings = tiny("aggregation.share=none", "select=last", "compare=true")
+    alone = arms_of(settings, load_cohorts(settings))[1]
+    folder = open_folder(settings, tmp_path / "run")
+
+    train_in_process(settings, alone, folder)
+
+    start = weights_of(networks_for(settings))["forward_average.out.weight"]
+    assert not torch.equal(folder.latest().weights["forward_average.out.weight"], start)

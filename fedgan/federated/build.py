@@ -1,6 +1,6 @@
 """From settings to how a run's updates are combined."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from fedgan import settings as asked
@@ -63,7 +63,7 @@ def build_sharing(
     steps = {Side.GENERATOR: settings.generator_every, Side.CRITIC: settings.discriminator_every}
     everything = ScanCounts(1, 1, 1, (1,) * num_diseases)
     trained = {network for network, scans in method.driven_by(everything).items() if scans}
-    shared = trained & _shared(settings.share, found)
+    shared = trained & _shared(settings.share, found, trained)
     local = (Role.STATISTIC, Role.COUNTER) if settings.statistics == "local" else ()
     return Sharing(
         rounds,
@@ -98,17 +98,25 @@ def _encodings(found: Mapping[str, Entry], *, generator: Encoding, critic: Encod
     }
 
 
-def _shared(share: str | tuple[str, ...], found: Mapping[str, Entry]) -> set[str]:
-    """Return the names of the networks that travel."""
+def _shared(share: str | tuple[str, ...], found: Mapping[str, Entry], trained: Collection[str]) -> set[str]:
+    """Return the names of the networks that travel; of a list, all generators that are trained must be among them."""
     sides = {entry.network: entry.side for entry in found.values()}
     match share:
         case "both":
             return set(sides)
         case "generator":
             return {network for network, side in sides.items() if side is Side.GENERATOR}
+        case "discriminator":
+            return {network for network, side in sides.items() if side is Side.CRITIC}
+        case "none":
+            return set()
     if unknown := set(share) - set(sides):
         raise SettingsError(
             f"aggregation.share: unknown network {', '.join(sorted(unknown))}; there are {', '.join(sides)}"
+        )
+    if stay := {network for network, side in sides.items() if side is Side.GENERATOR} & set(trained) - set(share):
+        raise SettingsError(
+            f"aggregation.share: also name {', '.join(sorted(stay))}, or give share=discriminator or none"
         )
     return set(share)
 

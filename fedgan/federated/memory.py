@@ -40,6 +40,16 @@ class Memory(Protocol):
         ...
 
 
+def own_of(memory: Memory, number: int) -> Weights:
+    """Return the tensors with which a site goes on by itself in round ``number``, by their names in the model."""
+    return part_of(memory.recall(number)[1], OWN)
+
+
+def part_of(kept: Weights, start: str) -> Weights:
+    """Return what was kept under names that begin with ``start``, without it."""
+    return {name.removeprefix(start): tensor for name, tensor in kept.items() if name.startswith(start)}
+
+
 class NoMemory:
     """A site that begins every round with what it is sent; a ``Memory``."""
 

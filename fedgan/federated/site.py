@@ -13,7 +13,7 @@ from fedgan.cohort.batches import draw_batches
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
 from fedgan.federated.compression import Encoding, with_feedback
-from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory
+from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory, part_of
 from fedgan.federated.sharing import Sharing
 from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
@@ -99,20 +99,20 @@ class Site:
         """Load, validate, train, subtract."""
         before, number = task.model.weights, task.model.round
         since, kept = self.memory.recall(number)
-        load_weights(self.networks, {**before, **self.recipe.sharing.still_own(_part(kept, OWN), since, number)})
+        load_weights(self.networks, {**before, **self.recipe.sharing.still_own(part_of(kept, OWN), since, number)})
         scores = self.recipe.validate(self.networks, self.val_cohort)
         metrics = {f"validation/{name}": score for name, score in scores.items()}
         if not task.local_steps:
             return SiteUpdate(self.name, task.model.round, digest_of(before), {}, self.counts, metrics)
         if not self.counts.labelled:
             raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
-        losses, moments = self._take_steps(task, _part(kept, MOMENTS))
+        losses, moments = self._take_steps(task, part_of(kept, MOMENTS))
         self.recipe.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
         after = weights_of(self.networks)
         sent = self.recipe.sharing.sent_after(number)
         own = {name: after[name] for name in self.recipe.sharing.own_after(number)}
         delta = {name: after[name] - before[name] for name in before if name in sent}
-        delta, lost = with_feedback(delta, _part(kept, RESIDUAL), self.recipe.encodings)
+        delta, lost = with_feedback(delta, part_of(kept, RESIDUAL), self.recipe.encodings)
         self.memory.keep(number + 1, _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, lost))
         return SiteUpdate(
             site=self.name,
@@ -142,10 +142,6 @@ class Site:
         seen = ((vary(batch, rng) if recipe.augment else batch).to(device) for batch in drawn)
         losses = train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
         return losses, {} if recipe.moments == "reset" else moments_of(players)
-
-
-def _part(kept: Weights, start: str) -> Weights:
-    return {name.removeprefix(start): tensor for name, tensor in kept.items() if name.startswith(start)}
 
 
 def _named(start: str, tensors: Weights) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort, pool
 from fedgan.results.bootstrap import PERCENTILES, Bootstrap, patient_keys, patient_numbers, sum_by_patient
 from fedgan.results.metrics import Arm, Comparison, Estimate, Scores
 from fedgan.results.pixels import Pixels
@@ -69,6 +69,15 @@ class Reading:
             raise ValueError("a reading needs one map of the scan's size, and one score, for each scan of the cohort")
         if not bool(((self.maps >= 0) & (self.maps <= 1)).all()):
             raise ValueError("disease maps lie in [0, 1]; these do not")
+
+    @classmethod
+    def joined(cls, parts: Sequence["Reading"]) -> "Reading":
+        """Return the readings of several cohorts, of which there is at least one, as one of all their scans."""
+        return cls(
+            torch.cat([part.maps for part in parts]),
+            torch.cat([part.image_scores for part in parts]),
+            pool([part.cohort for part in parts]),
+        )
 
     def where(self, chosen: Tensor) -> "Reading":
         """Return the reading of the scans that are ``chosen``, (N,) bool."""

@@ -29,9 +29,9 @@ class GanFedAvg(Frozen):
     average_decay: Annotated[float, Field(ge=0, lt=1)]
     """Share of the old value that the generator's moving average, which draws the maps, keeps in every round, on top of
     ``model.ema_decay`` at the sites."""
-    share: Literal["both", "generator"] | tuple[str, ...]
-    """Which player's networks travel, or a list of networks by name, as [forward_generator,classifier]; others stay at
-    their site."""
+    share: Literal["both", "generator", "discriminator", "none"] | tuple[str, ...]
+    """Which player's networks travel, or a list of networks by name, as [forward_generator,forward_average]; others
+    stay at their site. With discriminator or none, each site draws maps of its own."""
     generator_every: Count | None
     """Local steps from one averaging of the generators to the next, a multiple of ``local_steps``; null: each round."""
     discriminator_every: Count | None

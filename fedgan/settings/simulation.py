@@ -69,6 +69,14 @@ class Simulation(Frozen):
     compress: Compression
 
     @model_validator(mode="after")
+    def _own_generators_are_the_last(self) -> Self:
+        own = isinstance(self.aggregation, GanFedAvg) and self.aggregation.share in ("discriminator", "none")
+        if own and self.select != "last":
+            msg = "with aggregation.share=discriminator or none each site keeps its last generator; give select=last"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _intervals_are_whole_rounds(self) -> Self:
         if isinstance(self.aggregation, GanFedAvg):
             for name in ("generator_every", "discriminator_every"):

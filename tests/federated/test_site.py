@@ -144,6 +144,8 @@ def test_a_strong_pull_keeps_a_site_near_what_it_was_sent(site_of):
 def test_a_network_to_share_that_is_not_there_is_refused_by_name(site_of):
     with pytest.raises(SettingsError, match="unknown network judge; there are forward_generator"):
         site_of("aggregation.share=[judge,classifier]")
+    with pytest.raises(SettingsError, match="also name forward_average, forward_generator, or give"):
+        site_of("aggregation.share=[classifier]")
 
 
 def test_what_eight_bits_lose_in_a_round_is_sent_in_the_next(site_of, tmp_path):
