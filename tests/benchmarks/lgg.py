@@ -33,7 +33,9 @@ FIGURES = ("pixel_ap", "best_dice", "dice", "poi", "pixel_precision", "image_aur
 def recipe() -> str:
     """Return a digest of how ``experiment=lgg-cpu`` trains today."""
     settings = load("simulate", Simulation, ["experiment=lgg-cpu", "data.root=."])
-    how = settings.model_dump_json(include={"rounds", "local_steps", "model"})
+    how = settings.model_dump_json(
+        include={"rounds", "local_steps", "model", "aggregation", "server_optimizer", "compress"}
+    )
     return hashlib.sha256(how.encode()).hexdigest()[:12]
 
 
