@@ -16,6 +16,7 @@ FedganError
     ├── NoImages         no scan stands behind it
     ├── NotFinite        it holds values that are not finite numbers
     ├── TooLarge         it moves a network much farther than the others do
+    ├── Apart            for rounds, it has led where no others go
     └── UnagreedMetric   a metric is no bounded figure of an agreed name
 
 Each message says who, what, and what to do. Messages that may leave a site carry no path, patient, or count.
@@ -97,6 +98,10 @@ class NotFinite(UpdateRejected):
 
 class TooLarge(UpdateRejected):
     """An update moves a network much farther than those of the same round do."""
+
+
+class Apart(UpdateRejected):
+    """Over the rounds, a site's updates lead where no two others' do."""
 
 
 class UnagreedMetric(UpdateRejected):

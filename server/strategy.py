@@ -116,7 +116,8 @@ class GanFedAvg(FedAvg):
         digest = digest_of(self.model.weights)
         answers = {f"{reply.metadata.src_node_id:020d}": reply for reply in valid}
         updates = [self._update(node, reply, digest) for node, reply in answers.items()]
-        accepted = [update for update in self.combination.judge(self.model, updates) if isinstance(update, SiteUpdate)]
+        self.model, judged = self.combination.judge(self.model, updates)
+        accepted = [update for update in judged if isinstance(update, SiteUpdate)]
         if not accepted:
             return None, None
         self.model, contribution = self.combination.aggregate(self.model, accepted)

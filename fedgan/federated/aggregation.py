@@ -7,14 +7,15 @@ the order of arrival changes nothing, to the bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from fedgan.federated.agreement import agreements, apart, remember
 from fedgan.federated.compression import Encoding, names_in, part_of, step_between, take_step
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
-from fedgan.federated.screening import Norms, expected_of, judge, measure, medians
+from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, measure, medians
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
@@ -64,16 +65,25 @@ class GanFedAvg:
     """Share of the sites that may be wrong, and that Multi-Krum leaves out; None leaves out none."""
     norm_ratio: float = 5.0
     """How many times as far as the median site a site may move a player, before its update is refused."""
+    refuse_apart: bool = True
+    """Whether a site whose steps have agreed with no two others' is refused; see ``fedgan.federated.agreement``."""
     clip: float | None = None
     """Times the median norm to which longer updates are shortened; None shortens none."""
     move: Move = field(default_factory=Plain)
     average_decay: float = 0.0
     """Share of the old value that the generators' moving averages keep in every round."""
 
-    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
-        """Return the answers, with a failure in place of each update of ``model`` that must not count."""
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, list[Answer]]:
+        """Return the answers, with a failure in place of each update of ``model`` that must not count.
+
+        The model comes back with what is remembered of how well sites agree.
+        """
         sent = {name: model.weights[name] for name in self._sent(model)}
-        return judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
+        fitting = judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
+        found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
+        memory = {**model.memory, **remember(model.memory, found)}
+        refused = judge_agreement(fitting, apart(memory, found) if self.refuse_apart else set())
+        return replace(model, memory=memory), refused
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""
@@ -256,9 +266,9 @@ class FedAvg:
 
     entries: Mapping[str, Entry]
 
-    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> list[Answer]:
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, list[Answer]]:
         """Return the answers, with a failure in place of each update of ``model`` that cannot be added."""
-        return judge(answers, expected_of(model, model.weights, {}), self.entries, ratio=float("inf"))
+        return model, judge(answers, expected_of(model, model.weights, {}), self.entries, ratio=float("inf"))
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
         """Return the next model, and how much each site counted in it."""

@@ -42,6 +42,7 @@ def build_aggregation(
         rule=_rule(settings),
         suspects=settings.suspects if settings.rule == "krum" else None,
         norm_ratio=settings.norm_ratio,
+        refuse_apart=settings.refuse_apart,
         clip=settings.clip,
         move=_move(optimizer),
         average_decay=settings.average_decay,

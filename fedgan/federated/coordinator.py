@@ -29,8 +29,11 @@ class Federation(Protocol):
 class Aggregation(Protocol):
     """How answers become the next model; see ``fedgan.federated.aggregation``."""
 
-    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> Sequence[Answer]:
-        """Return the answers, with a failure in place of each update of ``model`` that must not count."""
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, Sequence[Answer]]:
+        """Return the answers, with a failure in place of each update of ``model`` that must not count.
+
+        The model comes back with what is remembered of the sites that answered.
+        """
         ...
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
@@ -58,7 +61,7 @@ def run_rounds(
         QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
     while model.round < plan.rounds and not enough():
-        answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps)))
+        model, answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps)))
         updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
         if len(updates) < plan.quorum:
             raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))

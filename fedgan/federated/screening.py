@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgan.errors import (
+    Apart,
     ForeignUpdate,
     NoImages,
     NotFinite,
@@ -146,6 +147,19 @@ def judge(answers: Sequence[Answer], expected: Expected, entries: Mapping[str, E
         _judged(answer, lambda update: check_norms(update.site, norms[update.site], usual, ratio=ratio))
         for answer in fitting
     ]
+
+
+def judge_agreement(answers: Sequence[Answer], apart: Collection[str]) -> list[Answer]:
+    """Return the answers, with a failure in place of the update of each site that is ``apart``."""
+
+    def refuse(update: SiteUpdate) -> None:
+        if update.site in apart:
+            raise Apart(
+                f"site {update.site} has led where no two others do; it must look at its labels and its training, "
+                "and the coordinator at the site"
+            )
+
+    return [_judged(answer, refuse) for answer in answers]
 
 
 def _judged(answer: Answer, refuse: Callable[[SiteUpdate], None]) -> Answer:

@@ -24,6 +24,8 @@ class GanFedAvg(Frozen):
     """Smallest share of a site that can train a network at all."""
     norm_ratio: Annotated[float, Field(gt=1)]
     """How many times as far as the median site a site may move a player before its update is refused; needs 3 sites."""
+    refuse_apart: bool
+    """Refuse sites whose steps, over the rounds, have agreed with no two others'; needs 4 sites."""
     clip: Positive | None
     """Times the median norm to which longer updates are shortened; null shortens none."""
     average_decay: Annotated[float, Field(ge=0, lt=1)]

@@ -81,8 +81,8 @@ def ours(aggregation: Aggregation, model: GlobalModel, deltas: list[OnTheFly]) -
     ]
 
     def run() -> None:
-        answers = aggregation.judge(model, updates)
-        aggregation.aggregate(model, [answer for answer in answers if isinstance(answer, SiteUpdate)])
+        told, answers = aggregation.judge(model, updates)
+        aggregation.aggregate(told, [answer for answer in answers if isinstance(answer, SiteUpdate)])
 
     return run
 

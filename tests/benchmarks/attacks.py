@@ -107,9 +107,9 @@ class Trusting:
 
     inner: Aggregation
 
-    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> Sequence[Answer]:
+    def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, Sequence[Answer]]:
         """Return the answers."""
-        return answers
+        return model, answers
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
         """Return the next model."""

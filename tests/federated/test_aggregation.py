@@ -331,7 +331,7 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     counts = ScanCounts(4, 4, 0, (2, 2))
     updates = [SiteUpdate(site, 0, digest_of(before.weights), delta, counts, {}) for site in "ABC"]
 
-    accepted = rule.judge(before, updates)
+    _, accepted = rule.judge(before, updates)
     moved, _ = rule.aggregate(before, accepted)
 
     trained = networks.driven_by(counts)

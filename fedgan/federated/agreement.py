@@ -1,0 +1,97 @@
+"""Whom no other sites agree with: updates of the usual length that lead elsewhere, as noise or a flipped sign does.
+
+Sites' steps have less and less in common as training settles, so no single round is a witness: what is looked at is
+the mean over the rounds so far of how well a site's steps agree with the second-best agreeing other site. One
+accomplice is not enough to be agreed with, and a hospital unlike most needs only two like itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fedgan.federated.compression import names_in, part_of
+from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.records import SiteUpdate, Weights
+from fedgan.streams import generator_for
+
+SAMPLE = 2**20
+"""Numbers of each player that are looked at, from places that no site can know before it has answered."""
+
+FEWEST = 4
+"""Sites without which none can be told from the others: three honest ones and one that is not."""
+
+CLEAR = 0.05
+"""Median agreement below which sites have too little in common to tell who is apart."""
+
+APART = 0.25
+"""Share of the median agreement below which a site is apart."""
+
+AGREEMENT = "agreement/"
+"""Begins the names of what the coordinator remembers of it: by player and site, a sum over rounds and their number."""
+
+
+def agreements(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry]) -> dict[Side, dict[str, float]]:
+    """Return, by player, how well each site that moves it agrees with the second-best agreeing other one: a cosine.
+
+    A player that fewer than four sites move is left out.
+    """
+    found: dict[Side, dict[str, float]] = {}
+    for side in Side:
+        products = _products(updates, entries, side)
+        moving = [number for number in range(len(updates)) if products[number, number] > 0]
+        if len(moving) >= FEWEST:
+            lengths = products.diagonal()[moving].sqrt()
+            cosines = products[moving][:, moving] / lengths / lengths[:, None]
+            second = cosines.fill_diagonal_(-2).sort(dim=1, descending=True).values[:, 1]
+            found[side] = {updates[number].site: float(second[row]) for row, number in enumerate(moving)}
+    return found
+
+
+def _products(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry], side: Side) -> Tensor:
+    """Return the inner products of the updates' steps of one player, over a sample of its numbers: (K, K)."""
+    products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    if not updates:
+        return products
+    names = [
+        name
+        for name in names_in(updates[0].delta)
+        if entries[name].side is side and entries[name].role in (Role.WEIGHT, Role.AFFINE)
+    ]
+    sizes = {name: updates[0].delta[name].numel() for name in names}
+    share = min(1.0, SAMPLE / max(1, sum(sizes.values())))
+    # The sites' own first numbers choose the places: nobody knows them before all have answered.
+    told = [float(part_of(update.delta, name, slice(0, 1)).sum()) for update in updates for name in names[:1]]
+    rng = generator_for(0, "places", side.value, *[number.hex() for number in told])
+    for name, size in sizes.items():
+        length = max(1, round(share * size))
+        start = int(torch.randint(size - length + 1, (), generator=rng))
+        part = torch.stack([part_of(update.delta, name, slice(start, start + length)) for update in updates]).double()
+        products += part @ part.T
+    return products
+
+
+def remember(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> dict[str, Tensor]:
+    """Return what to remember of the agreements that were ``found`` in a round, with those of the rounds before."""
+    kept = {}
+    for side, of_sites in found.items():
+        for site, cosine in of_sites.items():
+            key = f"{AGREEMENT}{side.value}/{site}"
+            kept[key] = memory.get(key, torch.zeros(2, dtype=torch.float64)) + torch.tensor([cosine, 1.0]).double()
+    return kept
+
+
+def apart(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> set[str]:
+    """Return the sites of this round that are apart in every player that they move and that can be judged."""
+    verdicts: dict[str, list[bool]] = {}
+    for side, of_sites in found.items():
+        means = {}
+        for site in of_sites:
+            total, rounds = memory[f"{AGREEMENT}{side.value}/{site}"].tolist()
+            means[site] = total / rounds
+        usual = median(means.values())
+        if usual >= CLEAR:
+            for site, mean in means.items():
+                verdicts.setdefault(site, []).append(mean < APART * usual)
+    return {site for site, of_players in verdicts.items() if all(of_players)}
