@@ -13,6 +13,10 @@ FedganError
 │       ├── ForeignRelease   it is of another federation
 │       └── OlderRelease     it does not come after the one that is installed
 ├── ReleaseUnavailable   the site, which tries again: a release has not arrived whole; what has is kept
+├── HomeError            the person who runs it: the folder of a federation or a site is missing, in use or not writable
+├── InvitationRefused    the site's engineer: an invitation is damaged, expired, used, or of another federation
+├── RequestRefused       the coordinator, with the site: a site is unknown, or its request cannot be signed
+├── Unreachable          the site's network engineer: the coordinator cannot be reached, or is another than expected
 ├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
 ├── Diverged             the coordinator: training has no way down; change the recipe
 ├── QuorumNotMet         the coordinator: too few sites trained in a round
@@ -92,6 +96,22 @@ class OlderRelease(ReleaseRefused):
 
 class ReleaseUnavailable(FedganError):
     """A release has not arrived whole; what has arrived is kept for the next attempt."""
+
+
+class HomeError(FedganError):
+    """The folder of a federation or of a site is missing, in use already, damaged, or cannot be written."""
+
+
+class InvitationRefused(FedganError):
+    """An invitation is damaged, expired, used already, or not of this federation."""
+
+
+class RequestRefused(FedganError):
+    """A site is not known, or what it asks cannot be signed."""
+
+
+class Unreachable(FedganError):
+    """The coordinator cannot be reached, or who answers is not the coordinator."""
 
 
 class EngineFailed(FedganError):

@@ -9,7 +9,6 @@ card.sig            Ed25519 signature of the bytes of ``card.json``
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from fedgan.atomic import write_atomically
 from fedgan.checkpoint import WEIGHTS, digest, save_model
 from fedgan.cohort.rows import Row
 from fedgan.errors import ForeignKey, ForeignRelease, OlderRelease, RunFolderError, TamperedRelease
@@ -149,7 +149,7 @@ def sign_release(folder: Path, model: GlobalModel, lineage: Lineage, place: Plac
     """Write a release into ``folder``, which appears whole or not at all.
 
     Raises:
-        RunFolderError: the folder is there already, or cannot be written.
+        RunFolderError, HomeError: the folder is there already, or cannot be written.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     try:
@@ -184,12 +184,13 @@ def _card_of(weights: Path, number: int, lineage: Lineage, place: Place, key: Ed
 
 
 def write_card(folder: Path, content: bytes, signature: bytes) -> None:
-    """Write a card and its signature, as they are, to the disk itself."""
-    for name, written in ((CARD, content), (SIGNATURE, signature)):
-        with (folder / name).open("wb") as file:
-            file.write(written)
-            file.flush()
-            os.fsync(file.fileno())
+    """Write a card and its signature as they are.
+
+    Raises:
+        HomeError: the folder cannot be written.
+    """
+    write_atomically(folder / CARD, content)
+    write_atomically(folder / SIGNATURE, signature)
 
 
 def verify_release(folder: Path, key: Ed25519PublicKey) -> Release:
