@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from fedgan.audit import Audit
 from fedgan.checkpoint import WEIGHTS
-from fedgan.errors import ReleaseRefused
+from fedgan.errors import ForeignKey, ReleaseRefused
 from fedgan.records import GlobalModel
 from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, Release, read_release, sign_release
 
@@ -42,8 +42,10 @@ class Releases:
 
         Raises:
             RunFolderError: the release cannot be written; those before it stay.
-            ReleaseRefused: the release before it is damaged.
+            ReleaseRefused: the release before it is damaged, or ``key`` is not the federation's.
         """
+        if key.public_key() != self._key:
+            raise ForeignKey("the key to sign releases with is not this federation's; restore it from the backup")
         before = self.last()
         serial = max(self._serials(), default=0) + 1
         place = Place(federation=self._federation, serial=serial, previous=before.digest if before else None)
