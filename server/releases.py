@@ -101,13 +101,12 @@ class Releases:
         return found
 
     def _forget(self) -> None:
-        """Delete all but the last few releases and the last that was a run's result."""
+        """Delete all but the last few releases and the last that was a run's result, and what can no longer be read."""
         sound = self._sound()
         chosen = [release for release in sound if release.card.chosen][:1]
-        kept = {release.folder for release in (*sound[: self._keep], *chosen)}
-        for release in sound:
-            if release.folder not in kept:
-                shutil.rmtree(release.folder)
+        kept = {release.card.serial for release in (*sound[: self._keep], *chosen)}
+        for serial in set(self._serials()) - kept:
+            shutil.rmtree(self._folder_of(serial))
 
     def _read(self, serial: int) -> Release:
         return read_release(self._folder_of(serial), self._key)

@@ -48,6 +48,16 @@ def test_the_last_few_are_kept_and_the_last_result(releases, tmp_path):
     assert kept(tmp_path) == [2, 4, 5]
 
 
+def test_what_a_crash_left_of_a_forgotten_release_is_deleted(releases, tmp_path):
+    half = publish(releases, 1)
+    publish(releases, 2)
+    (half.folder / CARD).unlink()
+
+    publish(releases, 3)
+
+    assert kept(tmp_path) == [2, 3]
+
+
 def test_there_is_no_release_before_the_first(releases):
     assert releases.last() is None
 
