@@ -1,13 +1,16 @@
 """``fed-client --site A``: the site's command; today it draws disease maps, joining a federation comes later."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from client.lineage import line_of, lines_of
+from client.models import open_models
 from fedgan.cohort.images import PICTURES, VOLUMES, file_and_slice
-from fedgan.errors import FedganError
+from fedgan.errors import FedganError, ModelError
 from fedgan.gan.build import choose_device
 from fedgan.mapping import Finding, Mapper
 from fedgan.results.pictures import Example, panel
@@ -24,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(NOT_YET, file=sys.stderr)
         return 2
     try:
-        return _map(arguments)
+        return int(arguments.run(arguments))
     except (FedganError, OSError) as refusal:
         print(f"fed-client: {refusal}", file=sys.stderr)
         return 1
@@ -34,14 +37,48 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fed-client", description="The site's side of a federation.")
     parser.add_argument("--site", required=True, help="the site's name, as in A")
     parser.add_argument("--version", action="version", version=f"fedgan {version('fedgan')}")
+    parser.add_argument("--home", type=Path, metavar="FOLDER", help="of all the site's files; $FEDGAN_HOME or site-A")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     mapping = commands.add_parser("map", help="draw the disease map of pictures, here, with a model of a run")
     mapping.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, TIFF or NIfTI (brain.nii.gz#42)")
-    mapping.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="as runs/NAME/model")
+    mapping.add_argument("--model", type=Path, metavar="FOLDER", help="as runs/NAME/model; the installed one otherwise")
     mapping.add_argument("--disease", help="look for this disease only; all of the model's otherwise")
     mapping.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go; here")
     mapping.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    mapping.set_defaults(run=_map)
+    model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
+    model.set_defaults(run=_show_model)
     return parser
+
+
+def _home(arguments: argparse.Namespace) -> Path:
+    return arguments.home or Path(os.environ.get("FEDGAN_HOME") or f"site-{arguments.site}")
+
+
+def _show_model(arguments: argparse.Namespace) -> int:
+    """Say where the installed model comes from, and which others are kept."""
+    models = open_models(_home(arguments))
+    current = models.current()
+    if current is None:
+        print("No model is installed yet; the site fetches the first one that the coordinator releases.")
+        return 0
+    for line in lines_of(models.verify(current)):
+        print(line)
+    for folder in models.folders():
+        if folder != current:
+            print(f"Also kept: {line_of(models, folder)}")
+    return 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the model to draw with: the one asked for, or the installed one, checked once more."""
+    if arguments.model:
+        return Path(arguments.model)
+    models = open_models(_home(arguments))
+    current = models.current()
+    if current is None:
+        raise ModelError("no model is installed yet; join the federation, or give --model FOLDER")
+    return models.verify(current).folder
 
 
 def _map(arguments: argparse.Namespace) -> int:
@@ -50,7 +87,7 @@ def _map(arguments: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a picture could not be read or its map would lie over a file that is there.
     """
-    mapper = Mapper(arguments.model, device=choose_device(arguments.device))
+    mapper = Mapper(_model(arguments), device=choose_device(arguments.device))
     arguments.out.mkdir(parents=True, exist_ok=True)
     code = 0
     for image in arguments.images:
