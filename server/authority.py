@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from ipaddress import ip_address
+from typing import Literal
 
 from cryptography import x509
 
@@ -167,8 +168,10 @@ class Enrolment:
             raise InvitationRefused(f"the coordinator has not admitted site {entry.site}; ask for another invitation")
         return Admission(certificate_pem(signed).decode(), self._release_key)
 
-    def approve(self, site: str) -> x509.Certificate:
+    def approve(self, site: str, seen: str | None) -> x509.Certificate:
         """Sign the request of ``site`` that waits; from then on the new certificate is the only one that counts.
+
+        ``seen`` is the request (PEM) that a person has looked at: no other is signed.
 
         Raises:
             RequestRefused: the site is not known, or has not asked.
@@ -183,6 +186,8 @@ class Enrolment:
                     f"site {site} waits for nothing (it is {entry.state(datetime.now(UTC))}); it must run "
                     f"fed-client --site {site} enrol first"
                 )
+            if entry.request != seen:
+                raise RequestRefused(f"site {site} has just asked with another key; approve it again")
             certificate = certificate_pem(authority.sign_site(entry.request.encode(), site)).decode()
             news = {"certificate": certificate, "request": None, "ended": None}
             roll = roll.without_node(site)
@@ -194,7 +199,7 @@ class Enrolment:
         self._home.audit.record("approved", site=site, certificate=fingerprint(certificate))
         return certificate
 
-    def end(self, site: str, how: str) -> None:
+    def end(self, site: str, how: Literal["revoked", "left"]) -> None:
         """Take from ``site`` what it had, because it was ``revoked`` or has ``left``.
 
         Raises:
@@ -203,9 +208,7 @@ class Enrolment:
         """
 
         def take(roll: Roll) -> Roll:
-            roll = roll.without_node(site)
-            entry = roll.entry(site)
-            return roll.with_entry(Entry.model_validate({"site": site, "ended": how, "node": entry.node}))
+            return roll.without_node(site).with_entry(Entry(site=site, ended=how))
 
         self.registry.change(take)
         self._home.audit.record(how, site=site)

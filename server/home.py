@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,14 @@ from fedgan.errors import HomeError
 from fedgan.identity import Authority, load_key
 from fedgan.settings.types import Frozen
 
-ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]{2,39}\]):[0-9]{1,5}$"
+ADDRESS = re.compile(r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]{2,39}\]):[0-9]{1,5}$")
 
 
 class Federation(Frozen):
     """What ``fed-server init`` was told, and chose, once."""
 
     name: str = Field(min_length=1, max_length=64)
-    address: str = Field(pattern=ADDRESS)
+    address: str = Field(pattern=ADDRESS.pattern)
     """Under which sites reach the coordinator: host:port."""
     listen: str
     """On which of this machine's addresses the fence listens."""

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, ValidationError
 
 from fedgan.atomic import write_atomically
 from fedgan.errors import HomeError, RequestRefused
-from fedgan.identity import public_pem, requested_key
+from fedgan.identity import public_key_of, public_pem, requested_key
 from fedgan.settings.types import Frozen, SiteName
 
 State = Literal["invited", "waiting", "approved", "revoked", "left", "expired"]
@@ -98,6 +98,7 @@ class Member:
     site: str
     key: str
     until: datetime
+    node: int | None
 
 
 class Registry:
@@ -162,16 +163,14 @@ class Registry:
 
 def signed_key(certificate: x509.Certificate) -> str:
     """Return the public key (PEM) of a site's certificate."""
-    key = certificate.public_key()
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    return public_pem(public_key_of(certificate)).decode()
 
 
 def _members(roll: Roll) -> Mapping[bytes, Member]:
-    signed = {entry.site: entry.signed for entry in roll.sites.values()}
     return {
-        certificate.public_bytes(serialization.Encoding.DER): Member(
-            site, signed_key(certificate), certificate.not_valid_after_utc
+        signed.public_bytes(serialization.Encoding.DER): Member(
+            entry.site, signed_key(signed), signed.not_valid_after_utc, entry.node
         )
-        for site, certificate in signed.items()
-        if certificate
+        for entry in roll.sites.values()
+        if (signed := entry.signed)
     }
