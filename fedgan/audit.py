@@ -4,6 +4,7 @@ Each line carries the SHA-256 of the line before it, so that a line changed, rem
 comes after it. Who holds a later line's digest can tell whether the end is missing.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ BEGINNING = "0" * 64
 
 
 class Audit:
-    """An append-only file of events."""
+    """An append-only file of events, for as many processes of this machine as there are."""
 
     def __init__(self, path: Path) -> None:
         """Continue the file at ``path``, or begin it at the first event."""
@@ -29,9 +30,10 @@ class Audit:
             RunFolderError: the file cannot be written.
         """
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
-        line["previous"] = self._last_digest()
         try:
             with self._path.open("a", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+                line["previous"] = self._last_digest()
                 file.write(self._line_break() + json.dumps(line, sort_keys=True) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

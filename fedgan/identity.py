@@ -131,6 +131,18 @@ def site_of(certificate: x509.Certificate) -> str:
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
+def public_key_of(certificate: x509.Certificate) -> PublicKey:
+    """Return the key that a certificate of ours is for.
+
+    Raises:
+        RequestRefused: its key is of another kind.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise RequestRefused("a certificate is for a key of another kind; invite the site anew")
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """The federation's own certificate authority: what it signs is a site, or the coordinator's server."""
