@@ -18,8 +18,8 @@ from fedgan.identity import Invitation, fingerprint, key_fingerprint, requested_
 from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
 from server.home import ADDRESS, Home, home_at
-from server.presence import activations
-from server.up import PRESENCE, up
+from server.presence import PRESENCE, activations
+from server.up import up
 
 DEFAULT_ADDRESS = "127.0.0.1:9443"
 

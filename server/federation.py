@@ -34,7 +34,8 @@ def never(site: str, since: float) -> bool:
 class FlowerFederation:
     """Sites reached over Flower; a ``Federation``.
 
-    ``sites`` says whose each node is: that is the coordinator's knowledge, never a site's claim.
+    ``sites`` says whose each node is: that is the coordinator's knowledge, never a site's claim. It is looked up anew
+    in every round.
     """
 
     grid: Grid
@@ -64,7 +65,7 @@ class FlowerFederation:
                 time.sleep(POLL_S)
         answers = asking.answers
         self.holds.update({site: answer.digest for site, answer in answers.items() if isinstance(answer, SiteUpdate)})
-        return [answers.get(site) or asking.silence_of(site) for site in sorted(self.sites.values())]
+        return [answers.get(site) or asking.silence_of(site) for site in sorted(asking.sites.values())]
 
 
 class _Asking:
@@ -72,6 +73,7 @@ class _Asking:
 
     def __init__(self, federation: FlowerFederation, task: RoundTask) -> None:
         self.federation = federation
+        self.sites = dict(federation.sites)
         self.number = task.model.round
         self.contents = _Contents(task)
         self.deadline = time.monotonic() + federation.timeout_s
@@ -84,7 +86,7 @@ class _Asking:
 
     def over(self) -> bool:
         """Return whether all have answered, or all who are there and are needed, or time is up."""
-        sites = set(self.federation.sites.values())
+        sites = set(self.sites.values())
         trained = sum(isinstance(answer, SiteUpdate) for answer in self.answers.values())
         served = self.answers.keys() >= sites or trained >= self.federation.quorum
         return time.monotonic() >= self.deadline or (served and bool(self.asked) and not self.pending)
@@ -95,7 +97,7 @@ class _Asking:
             return
         self.next_look = time.monotonic() + LOOK_S
         there = set(self.federation.grid.get_node_ids())
-        due = [node for node, site in self.federation.sites.items() if node in there and self._lacks(site)]
+        due = [node for node, site in self.sites.items() if node in there and self._lacks(site)]
         self._push(due)
 
     def _lacks(self, site: str) -> bool:
@@ -104,7 +106,7 @@ class _Asking:
         return site not in self.asked or self.federation.joined_anew(site, self.asked[site])
 
     def _push(self, nodes: Collection[int]) -> None:
-        sites = [self.federation.sites[node] for node in nodes]
+        sites = [self.sites[node] for node in nodes]
         messages = [
             # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
             Message(
@@ -131,7 +133,7 @@ class _Asking:
         answer = self._read(reply, site)
         lacks = answer == SiteFailure(site, self.number, BaseMissing.__name__)
         if lacks and self.federation.holds.pop(site, ""):  # once: it has been sent all of it after that
-            self._push([node for node, name in self.federation.sites.items() if name == site])
+            self._push([node for node, name in self.sites.items() if name == site])
         elif answer:
             self.answers[site] = answer
 

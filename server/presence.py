@@ -10,6 +10,9 @@ from fedgan.atomic import write_atomically
 from fedgan.errors import HomeError
 from fedgan.settings.types import Frozen
 
+PRESENCE = "link/presence.json"
+"""Where in a home the file is."""
+
 
 class Activation(Frozen):
     """A site's SuperNode has been let in."""

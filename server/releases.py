@@ -10,17 +10,22 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from fedgan.audit import Audit
 from fedgan.checkpoint import WEIGHTS
-from fedgan.errors import ForeignKey, ReleaseRefused
+from fedgan.errors import ForeignKey, HomeError, ReleaseRefused
 from fedgan.records import GlobalModel
 from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, Release, read_release, sign_release
+from server.home import Home
 
 log = logging.getLogger(__name__)
+
+RELEASES = "releases"
+"""Where in a home releases are."""
 
 Endpoint = Callable[[str, Request], Awaitable[Response]]
 """From the site that the fence found out, and its request, to the answer."""
@@ -116,3 +121,34 @@ class Releases:
 
     def _serials(self) -> list[int]:
         return [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+
+
+def releases_of(home: Home) -> Releases:
+    """Return the releases of the federation in ``home``.
+
+    Raises:
+        HomeError: there is none, or it is damaged.
+    """
+    try:
+        key = load_pem_public_key(home.release_public_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HomeError(f"{home.release_public_key} is damaged; restore it from the backup") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise HomeError(f"{home.release_public_key} is no key of releases; restore it from the backup")
+    return Releases(home.path / RELEASES, key, home.audit, federation=home.federation.name)
+
+
+def signing_key(home: Home) -> Ed25519PrivateKey:
+    """Return the key with which the federation in ``home`` signs its releases.
+
+    Raises:
+        HomeError: it is missing or damaged.
+    """
+    file = home.path / "release.key"
+    try:
+        key = load_pem_private_key(file.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise HomeError(f"{file} is damaged; restore it from the backup") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise HomeError(f"{file} is no key of releases; restore it from the backup")
+    return key

@@ -44,7 +44,7 @@ class Superlink:
         self._home = home
         self._folder = home.folder("link")
         self._port = home.federation.link_port
-        self.env = flower_environment(self._folder)
+        self.env = {**flower_environment(self._folder), "FEDGAN_HOME": str(home.path)}  # for what runs in it
 
     @property
     def url(self) -> str:

@@ -20,12 +20,11 @@ from server.authority import Enrolment, renew_server
 from server.door import door_to, server_context
 from server.fence import Endpoint, Fence
 from server.home import Home
+from server.presence import PRESENCE
 from server.registry import Registry
 from server.superlink import Keys, Superlink
 
 log = logging.getLogger(__name__)
-
-PRESENCE = "link/presence.json"
 
 
 def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
