@@ -8,7 +8,6 @@ in its tasks, and never in here.
 # ruff: noqa: S603 - the command below is Flower's own, with arguments made here
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from fedgan.errors import EngineFailed
+from fedgan.processes import flower_environment
 
 FILES = {  # Flower looks for plain assignments
     "server_app.py": "import server.app\n\napp = server.app.app\n",
@@ -59,11 +59,9 @@ def bundle_digest() -> str:
     """
     with tempfile.TemporaryDirectory(prefix="fedgan-") as home:
         app = build_bundle(Path(home) / "bundle")
-        quiet = {"FLWR_HOME": home, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         command = [sys.executable, "-P", "-c", _BUILD, "build", "--app", str(app)]
-        done = subprocess.run(
-            command, cwd=home, env={**os.environ, **quiet}, capture_output=True, text=True, check=False
-        )
+        env = flower_environment(Path(home))
+        done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
         built = list(Path(home).glob("*.fab"))
         if done.returncode or len(built) != 1:
             raise EngineFailed(f"Flower could not build the bundle; is flwr installed whole?\n{done.stderr[-2000:]}")

@@ -7,6 +7,9 @@ FedganError
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+├── NotEnrolled          the site: it has no keys or certificate of a federation, or damaged ones
+├── SiteRefused          the site, with the coordinator: the federation does not let it in, or no longer
+├── NoCoordinator        the site's network, or the coordinator: there is no way, or nobody at its end
 ├── PolicyRefused        the coordinator, or the hospital: the site's own policy does not allow what is asked
 │   ├── BundleRefused    code that the site has not approved
 │   ├── TaskTooLong      more local steps or more seconds than a task may take
@@ -69,6 +72,18 @@ class RunFolderError(FedganError):
 
 class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
+
+
+class NotEnrolled(FedganError):
+    """A site has no keys or certificate of a federation, or damaged ones."""
+
+
+class SiteRefused(FedganError):
+    """The federation does not let a site in, or no longer."""
+
+
+class NoCoordinator(FedganError):
+    """No coordinator can be reached where the site knows it to be."""
 
 
 class PolicyRefused(FedganError):
