@@ -93,7 +93,9 @@ class Gate:
         if fab.hash_str == digest and self._is_approved(digest):
             judged = Fab(hash_str=digest, content=fab.content, verifications=self._signed(digest))
         else:
-            log.error("the coordinator ships code that this site has not approved; it does not run (SHA-256 %s)", digest)
+            log.error(
+                "the coordinator ships code that this site has not approved; it does not run (SHA-256 %s)", digest
+            )
             self.audit.record("refused", reason="BundleRefused", bundle=digest)
         return GetFabResponse(fab=judged).SerializeToString()
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fedgan.config import read
-from fedgan.errors import NotEnrolled
+from fedgan.errors import HomeError
 from fedgan.settings import SiteName
 from fedgan.settings.types import Frozen
 
@@ -68,12 +68,12 @@ class Home:
         """Return to which federation the site belongs.
 
         Raises:
-            NotEnrolled: it belongs to none, or not yet.
+            HomeError: it belongs to none, or not yet.
             SettingsError: ``site.json`` cannot be understood.
         """
         missing = [path for path in (self.folder / "site.json", self.key, self.certificate) if not path.is_file()]
         if missing:
-            raise NotEnrolled(
+            raise HomeError(
                 f"{self.folder} has no {missing[0].name}: the site is not enrolled yet; "
                 "run `fed-client --site NAME enrol INVITATION` with the coordinator's invitation"
             )

@@ -22,7 +22,7 @@ from client.loopback import make_loopback
 from client.policy import approved_bundles, read_policy
 from client.supernode import SuperNode
 from fedgan.audit import Audit
-from fedgan.errors import AlreadyRunning, NoCoordinator
+from fedgan.errors import HomeError, Unreachable
 from fedgan.forward import streaming_client
 from fedgan.processes import flower_environment, free_port, keep_running
 
@@ -46,8 +46,8 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
     """Take part in the federation, saying each thing that happens in one line, until ``stop``.
 
     Raises:
-        NotEnrolled: the site belongs to no federation yet.
-        AlreadyRunning: another process takes part for this site.
+        HomeError: the site belongs to no federation yet.
+        HomeError: another process takes part for this site.
         SiteRefused: the coordinator does not let it in, or no longer.
         SettingsError: the policy cannot be read.
         EngineFailed: a part of it does not start.

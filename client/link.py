@@ -10,7 +10,7 @@ from cryptography import x509
 
 from client.home import Home
 from client.policy import Policy
-from fedgan.errors import NoCoordinator, NotEnrolled, SiteRefused
+from fedgan.errors import HomeError, SiteRefused, Unreachable
 
 TIMEOUT_S = 15.0
 
@@ -19,7 +19,7 @@ def tls_context(home: Home) -> ssl.SSLContext:
     """Return what trusts the federation's authority alone, and shows the site's certificate.
 
     Raises:
-        NotEnrolled: keys or certificates are missing or damaged.
+        HomeError: keys or certificates are missing or damaged.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -27,7 +27,7 @@ def tls_context(home: Home) -> ssl.SSLContext:
         context.load_verify_locations(home.authority)
         context.load_cert_chain(home.certificate, home.key)
     except (OSError, ssl.SSLError) as error:
-        raise NotEnrolled("the site's keys or certificates are missing or damaged; enrol again") from error
+        raise HomeError("the site's keys or certificates are missing or damaged; enrol again") from error
     return context
 
 
@@ -48,12 +48,12 @@ def days_left(home: Home) -> int:
     """Return for how many more days the site's certificate holds; negative if it has expired.
 
     Raises:
-        NotEnrolled: it is missing or damaged.
+        HomeError: it is missing or damaged.
     """
     try:
         certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
     except (OSError, ValueError) as error:
-        raise NotEnrolled("the site's certificate is missing or damaged; enrol again") from error
+        raise HomeError("the site's certificate is missing or damaged; enrol again") from error
     return (certificate.not_valid_after_utc - datetime.now(UTC)).days
 
 
@@ -62,21 +62,21 @@ def hello(home: Home, address: str, policy: Policy) -> dict[str, Any]:
 
     Raises:
         SiteRefused: it does not, or no longer.
-        NoCoordinator: there is no coordinator at ``address``, or it is none of this federation.
-        NotEnrolled: keys or certificates are missing or damaged.
+        Unreachable: there is no coordinator at ``address``, or it is none of this federation.
+        HomeError: keys or certificates are missing or damaged.
     """
     context, proxy = tls_context(home), proxy_for(address, policy)
     try:
         with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
             answer = client.get(f"https://{address}/federation/hello")
     except httpx.TransportError as fault:
-        raise NoCoordinator(
+        raise Unreachable(
             f"{address} cannot be reached ({fault}); is the coordinator up, and does the firewall or proxy let one "
             "outgoing connection there?"
         ) from fault
     if answer.status_code in (401, 403):
         raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
     if answer.status_code != 200:
-        raise NoCoordinator(f"{address} answers {answer.status_code}; is it a federation's coordinator?")
+        raise Unreachable(f"{address} answers {answer.status_code}; is it a federation's coordinator?")
     said: dict[str, Any] = answer.json()
     return said

@@ -7,9 +7,7 @@ FedganError
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
-├── NotEnrolled          the site: it has no keys or certificate of a federation, or damaged ones
 ├── SiteRefused          the site, with the coordinator: the federation does not let it in, or no longer
-├── NoCoordinator        the site's network, or the coordinator: there is no way, or nobody at its end
 ├── PolicyRefused        the coordinator, or the hospital: the site's own policy does not allow what is asked
 │   ├── BundleRefused    code that the site has not approved
 │   ├── TaskTooLong      more local steps or more seconds than a task may take
@@ -17,6 +15,10 @@ FedganError
 │   ├── DiseaseRefused   a disease that the site's labels do not speak of
 │   └── PrivacyRefused   less privacy than the site demands
 ├── TaskAbandoned        nobody: who asked no longer waits for the answer
+├── HomeError            the person who runs it: the folder of a federation or a site is missing, in use or not writable
+├── InvitationRefused    the site's engineer: an invitation is damaged, expired, used, or of another federation
+├── RequestRefused       the coordinator, with the site: a site is unknown, or its request cannot be signed
+├── Unreachable          the site's network engineer: the coordinator cannot be reached, or is another than expected
 ├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
 ├── Diverged             the coordinator: training has no way down; change the recipe
 ├── QuorumNotMet         the coordinator: too few sites trained in a round
@@ -74,16 +76,8 @@ class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
 
 
-class NotEnrolled(FedganError):
-    """A site has no keys or certificate of a federation, or damaged ones."""
-
-
 class SiteRefused(FedganError):
     """The federation does not let a site in, or no longer."""
-
-
-class NoCoordinator(FedganError):
-    """No coordinator can be reached where the site knows it to be."""
 
 
 class PolicyRefused(FedganError):
@@ -112,6 +106,22 @@ class PrivacyRefused(PolicyRefused):
 
 class TaskAbandoned(FedganError):
     """Who asked for a task no longer waits for its answer, so that the training ends."""
+
+
+class HomeError(FedganError):
+    """The folder of a federation or of a site is missing, in use already, damaged, or cannot be written."""
+
+
+class InvitationRefused(FedganError):
+    """An invitation is damaged, expired, used already, or not of this federation."""
+
+
+class RequestRefused(FedganError):
+    """A site is not known, or what it asks cannot be signed."""
+
+
+class Unreachable(FedganError):
+    """The coordinator cannot be reached, or who answers is not the coordinator."""
 
 
 class EngineFailed(FedganError):

@@ -1,6 +1,6 @@
 """One HTTP request handed on to a server behind, its body and its answer streamed: what fence and gate are made of.
 
-Whether a request may pass at all is for them to say. Here is only how: bounded, and telling neither side about the other.
+Whether a request may pass at all is for them to say. Here is only how: bounded, and neither side hears of the other.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MIB = 2**20
 
 ONE_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade "
-    b"host expect forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade host expect forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip".split()
 )
 """Headers of one connection (RFC 9110, 7.6.1), and what says where a request came from: not for the server behind."""
 
