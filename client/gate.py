@@ -97,7 +97,7 @@ class Gate:
                 "the coordinator ships code that this site has not approved; it does not run (SHA-256 %s)", digest
             )
             self.audit.record("refused", reason="BundleRefused", bundle=digest)
-        return GetFabResponse(fab=judged).SerializeToString()
+        return bytes(GetFabResponse(fab=judged).SerializeToString())
 
     def _is_approved(self, digest: str) -> bool:
         try:
