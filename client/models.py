@@ -6,7 +6,6 @@ current     a link to the one that ``map`` draws with; changed last, in one step
 """
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import Base64Bytes, BaseModel, ValidationError
 
+from client.home import Home
 from fedgan.audit import Audit
 from fedgan.checkpoint import WEIGHTS, digest
-from fedgan.errors import ModelError, ReleaseRefused, ReleaseUnavailable, TamperedRelease
+from fedgan.errors import HomeError, ModelError, ReleaseRefused, ReleaseUnavailable, TamperedRelease
 from fedgan.mapping import ModelCard
 from fedgan.results.release import Card, Release, check_place, open_card, read_release, verify_release, write_card
 
@@ -144,20 +144,21 @@ class Models:
         partial.replace(self._folder / "current")
 
 
-def open_models(home: Path) -> Models:
-    """Return the installed releases below a site's ``home``.
+def open_models(home: Home) -> Models:
+    """Return the installed releases of a site.
 
     Raises:
-        ModelError: the site is not enrolled there, so that nothing can be checked.
+        HomeError: the site is not enrolled, or without the key by which releases can be checked.
+        SettingsError: the site's membership cannot be understood.
     """
+    federation = home.membership().federation
     try:
-        key = load_pem_public_key((home / "keys" / "release.pub").read_bytes())
-        federation = json.loads((home / "site.json").read_text(encoding="utf-8"))["federation"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{home} is no enrolled site's folder ({error}); enrol first, or give --home") from error
-    if not isinstance(key, Ed25519PublicKey) or not isinstance(federation, str):
-        raise ModelError(f"{home} has no key by which releases could be checked; enrol again")
-    return Models(home / "models", key, federation=federation)
+        key = load_pem_public_key(home.release_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HomeError(f"{home.release_key} cannot be read ({error}); enrol again") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise HomeError(f"{home.release_key} is no key of a federation; enrol again")
+    return Models(home.folder / "models", key, federation=federation)
 
 
 def _last_card(link: httpx.Client) -> _Signed | None:

@@ -82,6 +82,15 @@ def unpack_task(records: RecordDict, known: Known = lambda digest: None) -> Roun
     return RoundTask(GlobalModel(number, weights), local_steps, terms)
 
 
+def terms_in(records: RecordDict) -> str:
+    """Return the terms that come with a task, before the rest of it is unpacked; a site judges them first.
+
+    Raises:
+        UpdateRejected: ``records`` are not a task.
+    """
+    return _terms(_record(records, "task", ConfigRecord))
+
+
 def _walk(base: Weights, moved: Weights, replaced: Weights) -> Weights:
     try:
         return {**base, **take_step(base, moved), **replaced}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import queue
 import ssl
 import threading
 import time
@@ -16,7 +17,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from client.cli import main as fed_client
+from client.delivery import install_as_they_come
+from client.home import Home
 from client.models import Models, open_models
+from client.policy import DEFAULT
 from fedgan import identity
 from fedgan.assembly import networks_for
 from fedgan.audit import Audit
@@ -156,13 +160,17 @@ def link(door, certificates):
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, certificates, door):
     """The home of site A, enrolled in the federation ``demo``."""
-    folder = tmp_path / "site-A"
-    (folder / "keys").mkdir(parents=True)
-    (folder / "keys" / "release.pub").write_bytes(identity.public_pem(KEY.public_key()))
-    (folder / "site.json").write_text(json.dumps({"site": "A", "federation": "demo"}))
-    return folder
+    home = Home("A", tmp_path / "site-A")
+    home.inside("keys")
+    home.release_key.write_bytes(identity.public_pem(KEY.public_key()))
+    for end, file in (("key", home.key), ("crt", home.certificate)):
+        file.write_bytes((certificates / f"A.{end}").read_bytes())
+    home.authority.write_bytes((certificates / "ca.crt").read_bytes())
+    address = f"127.0.0.1:{door.port}"
+    (home.folder / "site.json").write_text(json.dumps({"site": "A", "federation": "demo", "address": address}))
+    return home
 
 
 @pytest.fixture
@@ -171,14 +179,14 @@ def site(home, link):
         models = open_models(home)
 
         def install(self):
-            return self.models.install(link, Audit(home / "audit.jsonl"))
+            return self.models.install(link, Audit(home.audit))
 
         def round(self):
             """Return the round of the installed release, which must be sound."""
             return self.models.verify(self.models.current()).card.round
 
         def events(self):
-            lines = (home / "audit.jsonl").read_text().splitlines()
+            lines = home.audit.read_text().splitlines()
             return [(line["event"], line.get("serial", line.get("reason"))) for line in map(json.loads, lines)]
 
     return Site()
@@ -216,7 +224,7 @@ def test_only_the_last_few_are_kept(site, coordinator, home):
         site.install()
 
     assert [folder.name for folder in site.models.folders()] == [f"{serial:06d}" for serial in range(7, 2, -1)]
-    assert {path.name for path in (home / "models").iterdir()} - {"current"} == {f"{n:06d}" for n in range(3, 8)}
+    assert {path.name for path in (home.folder / "models").iterdir()} - {"current"} == {f"{n:06d}" for n in range(3, 8)}
 
 
 def test_a_download_that_breaks_goes_on_where_it_ended(site, coordinator, door):
@@ -251,7 +259,7 @@ def test_what_has_arrived_of_a_release_is_given_up_for_a_newer_one(site, coordin
     site.install()
 
     assert site.round() == 2
-    assert not list((home / "models").glob("*.incoming"))
+    assert not list((home.folder / "models").glob("*.incoming"))
 
 
 @pytest.mark.parametrize("change", [b"", b"more"], ids=["shorter", "longer"])
@@ -313,10 +321,10 @@ def test_a_release_out_of_place_leaves_the_model_before(site, coordinator, chang
 
 def test_a_release_signed_with_another_key_is_refused(link, coordinator, home):
     coordinator.publish(1)
-    models = Models(home / "models", Ed25519PrivateKey.generate().public_key(), federation="demo")
+    models = Models(home.folder / "models", Ed25519PrivateKey.generate().public_key(), federation="demo")
 
     with pytest.raises(ForeignKey):
-        models.install(link, Audit(home / "audit.jsonl"))
+        models.install(link, Audit(home.audit))
 
     assert models.current() is None
 
@@ -354,7 +362,7 @@ def test_a_crash_at_any_step_leaves_a_sound_model_and_the_next_attempt_installs(
     site.install()
 
     assert (after_crash, site.round()) == (5, 6)
-    assert {path.name for path in (home / "models").iterdir()} - {"current"} == {f"{n:06d}" for n in range(2, 7)}
+    assert {path.name for path in (home.folder / "models").iterdir()} - {"current"} == {f"{n:06d}" for n in range(2, 7)}
 
 
 def test_an_installed_release_that_is_damaged_is_fetched_again_once_it_is_deleted(site, coordinator):
@@ -377,7 +385,7 @@ def test_a_coordinator_that_cannot_be_reached_is_tried_later(home, site):
         httpx.Client(base_url="https://127.0.0.1:1", trust_env=False) as nowhere,
         pytest.raises(ReleaseUnavailable, match="try later"),
     ):
-        site.models.install(nowhere, Audit(home / "audit.jsonl"))
+        site.models.install(nowhere, Audit(home.audit))
 
     assert site.models.current() is None
 
@@ -414,7 +422,7 @@ def test_the_site_is_told_who_made_its_model(site, coordinator, home, capsys):
     coordinator.publish(2)
     site.install()
 
-    code = fed_client(["--site", "A", "--home", str(home), "model"])
+    code = fed_client(["--site", "A", "--home", str(home.folder), "model"])
 
     first, *lines = capsys.readouterr().out.splitlines()
     assert code == 0
@@ -432,7 +440,9 @@ def test_a_model_that_was_changed_is_neither_praised_nor_drawn_with(site, coordi
     with (site.models.current() / WEIGHTS).open("ab") as file:
         file.write(b"\0")
 
-    codes = [fed_client(["--site", "A", "--home", str(home), *words]) for words in (["model"], ["map", "scan.png"])]
+    codes = [
+        fed_client(["--site", "A", "--home", str(home.folder), *words]) for words in (["model"], ["map", "scan.png"])
+    ]
 
     told = capsys.readouterr()
     assert codes == [1, 1]
@@ -446,13 +456,13 @@ def test_a_site_that_is_not_enrolled_is_told_so(tmp_path, monkeypatch, capsys, w
 
     assert fed_client(["--site", "A", *words]) == 1
 
-    assert "site-A is no enrolled site's folder" in capsys.readouterr().err
+    assert "the site is not enrolled yet" in capsys.readouterr().err
 
 
 def test_maps_are_drawn_with_the_installed_model(site, coordinator, home, tmp_path, monkeypatch, capsys):
     coordinator.publish(1, weights=coordinator.networks())
     site.install()
-    monkeypatch.setenv("FEDGAN_HOME", str(home))
+    monkeypatch.setenv("FEDGAN_HOME", str(home.folder))
     picture = tmp_path / "scan.png"
     Image.linear_gradient("L").save(picture)
 
@@ -460,3 +470,24 @@ def test_maps_are_drawn_with_the_installed_model(site, coordinator, home, tmp_pa
 
     assert code == 0
     assert (tmp_path / "maps" / "scan-map.png").exists()
+
+
+def test_a_site_that_takes_part_installs_what_is_released(coordinator, home, site, monkeypatch):
+    monkeypatch.setattr("client.delivery.LOOK_S", 0.02)
+    home.policy.write_text(DEFAULT)
+    said, stop = queue.Queue(), threading.Event()
+    part = threading.Thread(
+        target=install_as_they_come, args=(home, home.membership()), kwargs={"say": said.put, "stop": stop}
+    )
+    part.start()
+
+    coordinator.publish(1)
+    first = said.get(timeout=30)
+    coordinator.publish(2, federation="other")
+    second = said.get(timeout=30)
+    stop.set()
+    part.join(30)
+
+    assert first == "release 1 installed: round 1 of 9 of run first"
+    assert second.startswith("the installed model stays: a release is of another federation than demo")
+    assert site.round() == 1
