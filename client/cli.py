@@ -1,47 +1,89 @@
-"""``fed-client --site A``: the site's command; today it draws disease maps, joining a federation comes later."""
+"""``fed-client --site A``: the site's command; without a further word it takes part in the federation."""
 
 import argparse
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from client.home import home_of, started_log
+from client.join import join
+from client.policy import write_default
+from client.preflight import preflight
 from fedgan.cohort.images import PICTURES, VOLUMES, file_and_slice
 from fedgan.errors import FedganError
 from fedgan.gan.build import choose_device
 from fedgan.mapping import Finding, Mapper
 from fedgan.results.pictures import Example, panel
 
-NOT_YET = (
-    "fed-client: joining a federation is not there yet; `fed-client --site A map IMAGE --model FOLDER` works today"
-)
+LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``fed-client`` and return its exit code: 0, or 1 for what cannot be mapped, 2 for a wrong command line."""
+    """Run ``fed-client`` and return its exit code: 0, 1 for what is refused or wrong, 2 for a wrong command line."""
     arguments = _parser().parse_args(argv)
-    if arguments.command is None:
-        print(NOT_YET, file=sys.stderr)
-        return 2
     try:
-        return _map(arguments)
+        return int(arguments.run(arguments))
     except (FedganError, OSError) as refusal:
         print(f"fed-client: {refusal}", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fed-client", description="The site's side of a federation.")
+    parser = argparse.ArgumentParser(
+        prog="fed-client",
+        description="The site's side of a federation. Without COMMAND: take part, until Ctrl-C.",
+    )
     parser.add_argument("--site", required=True, help="the site's name, as in A")
+    parser.add_argument("--home", type=Path, metavar="FOLDER", help="the site's folder; FEDGAN_HOME or site-<name>")
     parser.add_argument("--version", action="version", version=f"fedgan {version('fedgan')}")
+    parser.set_defaults(run=_join)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    mapping = commands.add_parser("map", help="draw the disease map of pictures, here, with a model of a run")
+    checking = commands.add_parser("check", help="look for everything that would waste a round, and say what to do")
+    checking.set_defaults(run=_check)
+    _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with a model of a run"))
+    return parser
+
+
+def _add_map(mapping: argparse.ArgumentParser) -> None:
     mapping.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, TIFF or NIfTI (brain.nii.gz#42)")
     mapping.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="as runs/NAME/model")
     mapping.add_argument("--disease", help="look for this disease only; all of the model's otherwise")
     mapping.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go; here")
     mapping.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    return parser
+    mapping.set_defaults(run=_map)
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    """Take part until Ctrl-C or SIGTERM, with a line for each thing that happens."""
+    home = home_of(arguments.site, arguments.home)
+    home.membership()
+    if write_default(home.policy, arguments.site):
+        print(f"fed-client: {home.policy} is new: say in it where the scans are, then start again", file=sys.stderr)
+        return 1
+    logging.basicConfig(filename=started_log(home, "fed-client"), level=logging.INFO, format=LOG_LINE)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    join(home, say=lambda line: _say(arguments.site, line), stop=stop)
+    return 0
+
+
+def _say(site: str, line: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} site {site}: {line}", flush=True)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Print what is fine and what is not, and return 1 if anything is not."""
+    findings = []
+    for finding in preflight(home_of(arguments.site, arguments.home)):
+        findings.append(finding)
+        print(f"{'ok' if finding.fine else 'PROBLEM':8} {finding.what:12} {finding.said}", flush=True)
+    return int(not all(finding.fine for finding in findings))
 
 
 def _map(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,14 @@ FedganError
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+├── SiteRefused          the site, with the coordinator: the federation does not let it in, or no longer
+├── PolicyRefused        the coordinator, or the hospital: the site's own policy does not allow what is asked
+│   ├── BundleRefused    code that the site has not approved
+│   ├── TaskTooLong      more local steps or more seconds than a task may take
+│   ├── ModelRefused     a kind or size of model that is not trained there
+│   ├── DiseaseRefused   a disease that the site's labels do not speak of
+│   └── PrivacyRefused   less privacy than the site demands
+├── TaskAbandoned        nobody: who asked no longer waits for the answer
 ├── HomeError            the person who runs it: the folder of a federation or a site is missing, in use or not writable
 ├── InvitationRefused    the site's engineer: an invitation is damaged, expired, used, or of another federation
 ├── RequestRefused       the coordinator, with the site: a site is unknown, or its request cannot be signed
@@ -66,6 +74,38 @@ class RunFolderError(FedganError):
 
 class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
+
+
+class SiteRefused(FedganError):
+    """The federation does not let a site in, or no longer."""
+
+
+class PolicyRefused(FedganError):
+    """A site's own policy does not allow what the coordinator asks of it."""
+
+
+class BundleRefused(PolicyRefused):
+    """The coordinator ships code that the site has not approved."""
+
+
+class TaskTooLong(PolicyRefused):
+    """A task would take, or has taken, longer than the site allows."""
+
+
+class ModelRefused(PolicyRefused):
+    """A task is for a kind or size of model that the site does not train."""
+
+
+class DiseaseRefused(PolicyRefused):
+    """A task is about a disease that the site does not let its scans be used for."""
+
+
+class PrivacyRefused(PolicyRefused):
+    """A task gives the site's patients less privacy than the site demands."""
+
+
+class TaskAbandoned(FedganError):
+    """Who asked for a task no longer waits for its answer, so that the training ends."""
 
 
 class HomeError(FedganError):

@@ -34,7 +34,7 @@ class _Gone(Exception):
     """Who asked has left."""
 
 
-def streaming_client(verify: ssl.SSLContext, *, proxy: str | None = None) -> httpx.AsyncClient:
+def streaming_client(verify: ssl.SSLContext, *, proxy: str | httpx.Proxy | None = None) -> httpx.AsyncClient:
     """Return a client for ``forward``, with as many connections as it takes, kept for later requests.
 
     Nothing is read from the environment: who wants a proxy must say so.

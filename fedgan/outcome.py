@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fedgan.assembly import draws_at_sites, networks_for
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import choose_device, drawing_of, num_parameters
@@ -26,7 +27,7 @@ from fedgan.results.reading import draw, read
 from fedgan.results.thresholds import Choose, Threshold, by_masks, by_normals
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Simulation
-from fedgan.simulation import Arm, draws_at_sites, networks_for
+from fedgan.simulation import Arm
 from fedgan.streams import generator_for
 
 EXAMPLES_PER_CLASS = 3
@@ -39,7 +40,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     Returns:
         The run's metrics and the examples of the federated arm, which comes first in ``trained``.
     """
-    networks = networks_for(settings)
+    networks = networks_for(settings, choose_device(settings.device))
     federated, folder = trained[0]
     test = pool([cohort.split("test") for cohort in federated.cohorts.values()])
     bootstrap = Bootstrap(settings.bootstrap, settings.seed)

@@ -1,6 +1,6 @@
 """The settings a command receives: types, bounds and cross-field rules. Values live in ``configs/``."""
 
-from fedgan.settings.data import Intensity, ManifestData, PhantomData, Size
+from fedgan.settings.data import AgreedScans, Intensity, ManifestData, PhantomData, Scans, Size
 from fedgan.settings.federation import (
     Compression,
     FedAvg,
@@ -10,12 +10,14 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, LossWeights, TagGAN
-from fedgan.settings.simulation import Aggregation, Data, Model, ServerOptimizer, Simulation
+from fedgan.settings.run import Aggregation, Model, Run, ServerOptimizer, Terms, Training
+from fedgan.settings.simulation import Data, Simulation
 from fedgan.settings.types import Name, SiteName
 
 __all__ = [
     "SAGAN",
     "Aggregation",
+    "AgreedScans",
     "Compression",
     "Data",
     "FedAvg",
@@ -27,6 +29,8 @@ __all__ = [
     "Name",
     "NoServerOptimizer",
     "PhantomData",
+    "Run",
+    "Scans",
     "ServerAdam",
     "ServerMomentum",
     "ServerOptimizer",
@@ -34,4 +38,6 @@ __all__ = [
     "SiteName",
     "Size",
     "TagGAN",
+    "Terms",
+    "Training",
 ]

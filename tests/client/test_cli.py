@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from client.cli import main as fed_client
+from fedgan.assembly import networks_for
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel
-from fedgan.simulation import networks_for, open_folder
+from fedgan.simulation import open_folder
 
 
 @pytest.fixture

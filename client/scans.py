@@ -1,0 +1,52 @@
+"""The site's scans as its policy has them, prepared as the coordinator asks; opted-out patients are not among them."""
+
+from client.policy import Manifest, Phantoms
+from fedgan.cohort.cohort import Cohort, pool
+from fedgan.cohort.manifest import load_cohorts
+from fedgan.cohort.phantoms import phantom_cohort
+from fedgan.errors import CohortError
+from fedgan.settings import AgreedScans, ManifestData
+
+
+def load_scans(site: str, where: Phantoms | Manifest, asked: AgreedScans, without: frozenset[str]) -> Cohort:
+    """Return the scans of ``site`` that are at ``where``, but for those of the patients ``without``.
+
+    Raises:
+        CohortError: the manifest or its scans cannot be used, or nobody is left.
+        SettingsError: ``where`` names rows that the manifest cannot have.
+    """
+    cohort = _phantoms(site, where, asked) if isinstance(where, Phantoms) else _listed(where, asked)
+    kept = cohort.take([row for row, patient in enumerate(cohort.patients) if patient not in without])
+    if not len(kept):
+        raise CohortError(site, ["no patient is left who has not opted out"])
+    return kept
+
+
+def _phantoms(site: str, where: Phantoms, asked: AgreedScans) -> Cohort:
+    return phantom_cohort(
+        site,
+        patients=where.patients,
+        images_per_patient=where.images_per_patient,
+        size=asked.size,
+        diseases=asked.diseases,
+        seed=where.seed,
+    )
+
+
+def _listed(where: Manifest, asked: AgreedScans) -> Cohort:
+    cohorts = load_cohorts(
+        ManifestData(
+            kind="manifest",
+            root=where.root,
+            manifest=where.manifest,
+            where=where.where,
+            sites=None if where.site is None else (where.site,),
+            cache=where.cache,
+            size=asked.size,
+            intensity=asked.intensity,
+            diseases=asked.diseases,
+            hide_labels=0,
+            hidden_abnormal=None,
+        )
+    )
+    return pool(list(cohorts.values()))
