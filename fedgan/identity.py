@@ -210,7 +210,7 @@ class Invitation(Frozen):
         """Return the invitation that ``encode`` wrote.
 
         Raises:
-            InvitationRefused: it is damaged or expired.
+            InvitationRefused: it is damaged.
         """
         try:
             content = base64.b64decode("".join(text[:LONGEST_INVITATION].split()), b"-_", validate=True)
@@ -218,12 +218,19 @@ class Invitation(Frozen):
             x509.load_pem_x509_certificate(invitation.authority.encode())
         except (ValueError, binascii.Error, ValidationError) as error:
             raise InvitationRefused("the invitation is damaged; copy it anew, whole, as one line") from error
-        if invitation.expires < datetime.now(UTC):
+        return invitation
+
+    def check_good(self) -> None:
+        """Check that the invitation has not expired.
+
+        Raises:
+            InvitationRefused: it has.
+        """
+        if self.expires < datetime.now(UTC):
             raise InvitationRefused(
-                f"the invitation of site {invitation.site} has expired on {invitation.expires:%Y-%m-%d}; "
+                f"the invitation of site {self.site} has expired on {self.expires:%Y-%m-%d}; "
                 "ask the coordinator for another"
             )
-        return invitation
 
 
 def new_secret() -> str:

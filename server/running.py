@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedgan.bundle import build_bundle
 from fedgan.checkpoint import digest
@@ -144,7 +145,7 @@ def _follow(link: Superlink, number: str, folder: RunFolder, progress: LiveProgr
     return status
 
 
-def _patiently(link: Superlink, *words: str) -> dict[str, object] | dict[str, list[dict[str, str]]]:
+def _patiently(link: Superlink, *words: str) -> dict[str, Any]:
     """Ask Flower, and again while its SuperLink is being started again."""
     for attempt in range(1, 31):
         try:
