@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,12 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgan.atomic import write_atomically
-from fedgan.errors import FedganError
+from fedgan.config import describe
+from fedgan.errors import FedganError, SettingsError
 from fedgan.identity import Invitation, fingerprint, key_fingerprint, requested_key
+from fedgan.progress import LiveProgress
+from fedgan.settings import Deployment
 from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
+from server.releases import releases_of
+from server.running import begin, carry_out
 from server.up import up
 
 DEFAULT_ADDRESS = "127.0.0.1:9443"
@@ -27,7 +33,7 @@ DEFAULT_ADDRESS = "127.0.0.1:9443"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``fed-server`` and return its exit code: 0, 1 for what was refused, 2 for a wrong command line."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_with_command(list(sys.argv[1:] if argv is None else argv)))
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -36,8 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedganError as refusal:
         print(f"fed-server: {refusal}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"fed-server: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _with_command(words: list[str]) -> list[str]:
+    """Return the words of a command line, a run's with its command, which may be left out.
+
+    >>> _with_command(["rounds=50", "model=taggan"])
+    ['run', 'rounds=50', 'model=taggan']
+    """
+    plain = [word for word in words if not word.startswith("-")]
+    of_a_run = any("=" in word for word in plain) or not {"--resume", "--settings"}.isdisjoint(words)
+    return ["run", *words] if of_a_run and "run" not in plain else words
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
 
     keep_up = commands.add_parser("up", parents=[shared], help="keep up the link that sites dial")
     keep_up.set_defaults(command=_up)
+
+    running = commands.add_parser(
+        "run", parents=[shared], help="train a model with the sites; the word may be left out: fed-server rounds=50"
+    )
+    running.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from configs/")
+    running.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    running.add_argument("--settings", action="store_true", help="list every setting, its value and its meaning")
+    running.set_defaults(command=_run)
 
     for name, command, text in (
         ("invite", _invite, "invite one more site, or one again whose certificate or invitation has expired"),
@@ -90,7 +118,35 @@ def _init(arguments: argparse.Namespace, home: Home) -> int:
 def _up(_: argparse.Namespace, home: Home) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
-    up(home)
+    up(home, routes=releases_of(home).endpoints)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, home: Home) -> int:
+    console = Console()
+    if arguments.settings:
+        table = Table("setting", "value", "meaning", box=None, pad_edge=False)
+        for row in describe("server", Deployment):
+            table.add_row(*row)
+        console.print(table, markup=False)
+        return 0
+    if arguments.resume and arguments.overrides:
+        raise SettingsError(f"--resume takes every setting from {arguments.resume}; leave the others out")
+    path = arguments.resume.absolute() if arguments.resume else begin(home, arguments.overrides)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    say(f"training in {path}")
+    try:
+        with LiveProgress(console) as progress:
+            metrics = carry_out(home, path, progress, say)
+    except KeyboardInterrupt:
+        print(f"\nfed-server: stopped; go on with: fed-server --resume {path}", file=sys.stderr)
+        return 130
+    say(f"round {metrics.chosen_round} is released: {metrics.chosen_by}")
+    say(f"report: {path / 'report.html'}")
     return 0
 
 

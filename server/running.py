@@ -88,9 +88,13 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
     settings = read(path / "config.yaml", Deployment)
     folder = open_folder(settings, path)
     with _one_at_a_time(home), _link_up(home, say) as link:
-        _stop_others(link)
+        _stop_runs(link)  # of a coordinator that was killed: two would train in one folder
         progress.arm("federated", rounds=settings.rounds, done=len(folder.history), steps=0)
-        _train(home, link, folder, progress, say)
+        try:
+            _train(home, link, folder, progress, say)
+        except BaseException:
+            _stop_runs(link)
+            raise
     metrics = conclude(settings, folder)
     model = folder.kept(metrics.chosen_round)
     lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon={}, chosen=True)
@@ -212,8 +216,8 @@ def _is_up(home: Home) -> bool:
     return False
 
 
-def _stop_others(link: Superlink) -> None:
-    """Stop what a coordinator that was killed has left running: two would train in one folder."""
+def _stop_runs(link: Superlink) -> None:
+    """Stop whatever Flower still runs."""
     for run in _patiently(link, "list", CONNECTION)["runs"]:
         if not run["status"].startswith(OVER):
             link.ask("stop", run["run-id"], CONNECTION)
