@@ -15,8 +15,8 @@ from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_par
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.2
-"""Between two looks for replies; Flower's own way to wait looks every 3 seconds."""
+POLL_S, LONGEST_POLL_S = 0.2, 3.0
+"""Between two looks for replies: longer, the longer a round lasts, since each look is work for Flower's SuperLink."""
 
 LOOK_S = 2.0
 """Between two looks for sites that have come."""
@@ -62,7 +62,7 @@ class FlowerFederation:
             asking.send()
             asking.fetch()
             if not asking.over():
-                time.sleep(POLL_S)
+                time.sleep(asking.pause_s())
         answers = asking.answers
         self.holds.update({site: answer.digest for site, answer in answers.items() if isinstance(answer, SiteUpdate)})
         return [answers.get(site) or asking.silence_of(site) for site in sorted(asking.sites.values())]
@@ -76,7 +76,8 @@ class _Asking:
         self.sites = dict(federation.sites)
         self.number = task.model.round
         self.contents = _Contents(task)
-        self.deadline = time.monotonic() + federation.timeout_s
+        self.began = time.monotonic()
+        self.deadline = self.began + federation.timeout_s
         self.next_look = 0.0
         self.pending: dict[str, str] = {}
         """Messages to sites that have not answered."""
@@ -90,6 +91,11 @@ class _Asking:
         trained = sum(isinstance(answer, SiteUpdate) for answer in self.answers.values())
         served = self.answers.keys() >= sites or trained >= self.federation.quorum
         return time.monotonic() >= self.deadline or (served and bool(self.asked) and not self.pending)
+
+    def pause_s(self) -> float:
+        """Return how long to wait before the next look for replies: a fiftieth of the round so far."""
+        so_far = time.monotonic() - self.began
+        return min(max(POLL_S, so_far / 50), LONGEST_POLL_S, max(0.0, self.deadline - time.monotonic()))
 
     def send(self) -> None:
         """Send the task to sites that are there and have not had it, or have lost it."""
