@@ -81,43 +81,42 @@ class Models:
             ReleaseRefused: it is not to be trusted.
             ModelError: this version cannot draw with it.
         """
+        signed = _last_card(link)
+        if signed is None:
+            return None
+        content = signed.card.encode()
         try:
-            release = self._install(link)
+            card = open_card(content, signed.signature, self._key)
+            release = Release(self._folder / f"{card.serial:06d}", card, hashlib.sha256(content).hexdigest())
+            if not self._install(release, content, signed.signature, link):
+                return None
         except ModelError as refusal:
-            audit.record("model refused", reason=type(refusal).__name__)
+            audit.record("model refused", reason=type(refusal).__name__, digest=hashlib.sha256(content).hexdigest())
             raise
         except OSError as error:
             raise ReleaseUnavailable(
                 f"a release cannot be written ({error.strerror}); free space on the disk of {self._folder}"
             ) from error
-        if release:
-            card = release.card
-            audit.record("model installed", serial=card.serial, run=card.run, round=card.round, digest=release.digest)
+        audit.record("model installed", serial=card.serial, run=card.run, round=card.round, digest=release.digest)
         return release
 
-    def _install(self, link: httpx.Client) -> Release | None:
-        """Fetch what is not here, check it, switch to it, and forget what is too old, in this order."""
-        signed = _last_card(link)
-        if signed is None:
-            return None
-        content = signed.card.encode()
-        card, found = open_card(content, signed.signature, self._key), hashlib.sha256(content).hexdigest()
-        before = self._newest()
-        check_place(card, found, federation=self._federation, after=before)
+    def _install(self, release: Release, content: bytes, signature: bytes, link: httpx.Client) -> bool:
+        """Check its place, fetch what is not here, switch to it, and forget what is too old; return whether it is new."""
+        card, before = release.card, self._newest()
+        check_place(card, release.digest, federation=self._federation, after=before)
         _check_drawing(card)
-        folder = self._folder / f"{card.serial:06d}"
-        if before is None or before.digest != found:
+        if before is None or before.digest != release.digest:
             incoming = self._incoming_for(card)
             _fetch(link, card, incoming)
-            write_card(incoming, content, signed.signature)
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would be the newest
-            incoming.rename(folder)
-        elif self.current() == folder.resolve():
-            return None
-        self._switch_to(folder)
+            write_card(incoming, content, signature)
+            shutil.rmtree(release.folder, ignore_errors=True)  # damaged, or it would be the newest
+            incoming.rename(release.folder)
+        elif self.current() == release.folder.resolve():
+            return False
+        self._switch_to(release.folder)
         for old in self.folders()[self._keep :]:
             shutil.rmtree(old)
-        return Release(folder, card, found)
+        return True
 
     def _newest(self) -> Release | None:
         """Return the newest release whose card is sound: what comes next must come after it."""
