@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from client.enrolment import enrol
 from client.home import home_of, started_log
 from client.join import join
 from client.lineage import line_of, lines_of
@@ -49,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     checking.set_defaults(run=_check)
     model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
     model.set_defaults(run=_show_model)
+    enrolling = commands.add_parser("enrol", help="join a federation: make the site's key, and have it signed")
+    enrolling.add_argument(
+        "invitation", metavar="INVITATION", help="the coordinator's invitation, or a file that holds it"
+    )
+    enrolling.add_argument("--fingerprint", metavar="SHA256", help="the authority's, as the coordinator has told it")
+    enrolling.add_argument(
+        "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
+    )
+    enrolling.set_defaults(run=_enrol)
     _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 
@@ -62,6 +72,26 @@ def _add_map(mapping: argparse.ArgumentParser) -> None:
     mapping.set_defaults(run=_map)
 
 
+def _enrol(arguments: argparse.Namespace) -> int:
+    """Enrol, waiting for the coordinator's approval as long as it takes, or until Ctrl-C."""
+    stop = _stop_at_signals()
+    try:
+        invited = Path(arguments.invitation).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # no file of that name, or no name of a file: the invitation itself
+        invited = arguments.invitation
+    done = enrol(
+        home_of(arguments.site, arguments.home),
+        invited,
+        expected=arguments.fingerprint,
+        proxy_authority=arguments.ca_bundle,
+        say=lambda line: _say(arguments.site, line),
+        until=stop,
+    )
+    if not done:
+        _say(arguments.site, "not approved yet; go on waiting with the same command")
+    return 0 if done else 130
+
+
 def _join(arguments: argparse.Namespace) -> int:
     """Take part until Ctrl-C or SIGTERM, with a line for each thing that happens."""
     home = home_of(arguments.site, arguments.home)
@@ -70,11 +100,15 @@ def _join(arguments: argparse.Namespace) -> int:
         print(f"fed-client: {home.policy} is new: say in it where the scans are, then start again", file=sys.stderr)
         return 1
     logging.basicConfig(filename=started_log(home, "fed-client"), level=logging.INFO, format=LOG_LINE)
+    join(home, say=lambda line: _say(arguments.site, line), stop=_stop_at_signals())
+    return 0
+
+
+def _stop_at_signals() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    join(home, say=lambda line: _say(arguments.site, line), stop=stop)
-    return 0
+    return stop
 
 
 def _say(site: str, line: str) -> None:

@@ -56,7 +56,7 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
 
 
 def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey) -> Gate:
-    proxy = proxy_for(membership.address, read_policy(home.policy))
+    proxy = proxy_for(membership.address, read_policy(home.policy).proxy_ca)
     client = streaming_client(tls_context(home), proxy=proxy)
     return Gate(
         membership.address, client, lambda: approved_bundles(read_policy(home.policy)), signer, Audit(home.audit)

@@ -2,6 +2,7 @@
 
 import ssl
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
@@ -31,16 +32,17 @@ def tls_context(home: Home) -> ssl.SSLContext:
     return context
 
 
-def proxy_for(address: str, policy: Policy) -> httpx.Proxy | None:
+def proxy_for(address: str, authority: Path | None) -> httpx.Proxy | None:
     """Return the proxy on the way to ``address``, as the environment names it (HTTPS_PROXY, NO_PROXY).
 
+    ``authority`` is the file of what verifies the proxy itself, if this machine does not know it.
     The coordinator's TLS goes through the proxy untouched: whoever opened it would not have the site's key.
     """
     host = address.rpartition(":")[0].strip("[]")
     url = getproxies().get("https")
     if url is None or host in ("127.0.0.1", "::1", "localhost") or proxy_bypass(host):
         return None
-    context = ssl.create_default_context(cafile=str(policy.proxy_ca) if policy.proxy_ca else None)
+    context = ssl.create_default_context(cafile=authority)
     return httpx.Proxy(url, ssl_context=context if url.startswith("https:") else None)
 
 
@@ -65,7 +67,7 @@ def hello(home: Home, address: str, policy: Policy) -> dict[str, Any]:
         Unreachable: there is no coordinator at ``address``, or it is none of this federation.
         HomeError: keys or certificates are missing or damaged.
     """
-    context, proxy = tls_context(home), proxy_for(address, policy)
+    context, proxy = tls_context(home), proxy_for(address, policy.proxy_ca)
     try:
         with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
             answer = client.get(f"https://{address}/federation/hello")

@@ -101,7 +101,7 @@ class Models:
         return release
 
     def _install(self, release: Release, content: bytes, signature: bytes, link: httpx.Client) -> bool:
-        """Check its place, fetch what is not here, switch to it, and forget what is too old; return whether it is new."""
+        """Fetch what is not here, check it, switch to it, and forget what is too old; return whether it is new."""
         card, before = release.card, self._newest()
         check_place(card, release.digest, federation=self._federation, after=before)
         _check_drawing(card)

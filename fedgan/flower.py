@@ -92,16 +92,8 @@ class _Engine:
         return str(self.ask("run", str(bundle), CONNECTION, "--federation-config", resources)["run-id"])
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """Return what the ``flwr`` command answers; its exit code is 0 even when it fails."""
-        command = ["flwr", *words, "--format", "json"]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout)
-        except json.JSONDecodeError:
-            answer = {"error-message": done.stdout + done.stderr}
-        if not answer.get("success"):
-            raise EngineFailed(f"flwr {words[0]} was refused: {answer.get('error-message')}")
-        return answer
+        """Return what the ``flwr`` command answers."""
+        return ask_flower(self.env, *words)
 
     def follow(self, number: str, on_output: Callable[[str], None]) -> Sequence[str]:
         """Hand on each line of run ``number`` until it ends, and return the last."""
@@ -117,6 +109,23 @@ class _Engine:
             finally:
                 log.terminate()
         return tail
+
+
+def ask_flower(env: dict[str, str], *words: str) -> dict[str, Any]:
+    """Return what the ``flwr`` command answers; its exit code is 0 even when it fails.
+
+    Raises:
+        EngineFailed: it fails; the message says why.
+    """
+    command = ["flwr", *words, "--format", "json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        answer = {"error-message": done.stdout + done.stderr}
+    if not answer.get("success"):
+        raise EngineFailed(f"flwr {words[0]} was refused: {answer.get('error-message')}")
+    return answer
 
 
 @contextmanager

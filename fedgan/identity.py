@@ -131,6 +131,18 @@ def site_of(certificate: x509.Certificate) -> str:
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
+def public_key_of(certificate: x509.Certificate) -> PublicKey:
+    """Return the key that a certificate of ours is for.
+
+    Raises:
+        RequestRefused: its key is of another kind.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise RequestRefused("a certificate is for a key of another kind; invite the site anew")
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """The federation's own certificate authority: what it signs is a site, or the coordinator's server."""
@@ -198,7 +210,7 @@ class Invitation(Frozen):
         """Return the invitation that ``encode`` wrote.
 
         Raises:
-            InvitationRefused: it is damaged or expired.
+            InvitationRefused: it is damaged.
         """
         try:
             content = base64.b64decode("".join(text[:LONGEST_INVITATION].split()), b"-_", validate=True)
@@ -206,12 +218,19 @@ class Invitation(Frozen):
             x509.load_pem_x509_certificate(invitation.authority.encode())
         except (ValueError, binascii.Error, ValidationError) as error:
             raise InvitationRefused("the invitation is damaged; copy it anew, whole, as one line") from error
-        if invitation.expires < datetime.now(UTC):
+        return invitation
+
+    def check_good(self) -> None:
+        """Check that the invitation has not expired.
+
+        Raises:
+            InvitationRefused: it has.
+        """
+        if self.expires < datetime.now(UTC):
             raise InvitationRefused(
-                f"the invitation of site {invitation.site} has expired on {invitation.expires:%Y-%m-%d}; "
+                f"the invitation of site {self.site} has expired on {self.expires:%Y-%m-%d}; "
                 "ask the coordinator for another"
             )
-        return invitation
 
 
 def new_secret() -> str:

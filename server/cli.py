@@ -1,20 +1,167 @@
-"""``fed-server``: the coordinator's command, which says so while it cannot run a federation yet."""
+"""``fed-server``: the coordinator's command."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
-NOT_YET = """\
-fed-server: running a federation between hospitals is not there yet.
-What works today: fed-simulate runs the whole federation on one machine, with phantoms or a manifest's scans.
-See fed-simulate --help."""
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from fedgan.atomic import write_atomically
+from fedgan.errors import FedganError
+from fedgan.identity import Invitation, fingerprint, key_fingerprint, requested_key
+from fedgan.settings.types import SiteName
+from server.authority import Enrolment, found
+from server.home import ADDRESS, Home, home_at
+from server.presence import activations
+from server.up import PRESENCE, up
+
+DEFAULT_ADDRESS = "127.0.0.1:9443"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Explain on standard error what works today, and return exit code 2; ``--help`` and ``--version`` exit with 0."""
-    parser = argparse.ArgumentParser(prog="fed-server", description=NOT_YET.partition(": ")[2])
+    """Run ``fed-server`` and return its exit code: 0, 1 for what was refused, 2 for a wrong command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        return int(arguments.command(arguments, home_at(arguments.home)))
+    except FedganError as refusal:
+        print(f"fed-server: {refusal}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fed-server", description="The coordinator's side of a federation.")
     parser.add_argument("--version", action="version", version=f"fedgan {version('fedgan')}")
-    parser.parse_known_args(argv)
-    print(NOT_YET, file=sys.stderr)
-    return 2
+    parser.set_defaults(command=None)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--home", type=Path, metavar="FOLDER", help="the federation's folder; FEDGAN_HOME or federation"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    init = commands.add_parser("init", parents=[shared], help="found a federation, and invite its sites")
+    init.add_argument("--sites", type=_sites, default=[], metavar="A,B,C", help="whom to invite")
+    init.add_argument(
+        "--address", type=_address, default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="where sites reach it"
+    )
+    init.add_argument("--name", default="federation", help="what sites see it called")
+    init.set_defaults(command=_init)
+
+    keep_up = commands.add_parser("up", parents=[shared], help="keep up the link that sites dial")
+    keep_up.set_defaults(command=_up)
+
+    for name, command, text in (
+        ("invite", _invite, "invite one more site, or one again whose certificate or invitation has expired"),
+        ("approve", _approve, "sign the key of a site that has asked"),
+        ("revoke", _revoke, "take a site's certificate from it"),
+    ):
+        one = commands.add_parser(name, parents=[shared], help=text)
+        one.add_argument("site", type=_site)
+        one.set_defaults(command=command)
+        if name == "approve":
+            one.add_argument("--yes", action="store_true", help="do not ask whether the key is the site's")
+
+    listing = commands.add_parser("list", parents=[shared], help="show every site, how far it has come and until when")
+    listing.set_defaults(command=_list)
+    return parser
+
+
+def _init(arguments: argparse.Namespace, home: Home) -> int:
+    invitations = found(home, name=arguments.name, address=arguments.address, sites=arguments.sites)
+    print(f"{home.path} holds the federation {arguments.name} at {arguments.address}.")
+    print(f"Its authority's SHA-256, for sites to compare: {fingerprint(home.authority.certificate)}")
+    for invitation in invitations.values():
+        _hand_out(home, invitation)
+    print("Next: fed-server up")
+    return 0
+
+
+def _up(_: argparse.Namespace, home: Home) -> int:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("server").setLevel(logging.INFO)
+    up(home)
+    return 0
+
+
+def _invite(arguments: argparse.Namespace, home: Home) -> int:
+    _hand_out(home, Enrolment(home).invite(arguments.site))
+    return 0
+
+
+def _approve(arguments: argparse.Namespace, home: Home) -> int:
+    enrolment, site = Enrolment(home), arguments.site
+    request = enrolment.registry.roll.entry(site).request
+    if request:
+        print(f"site {site}: the key's SHA-256 is {key_fingerprint(requested_key(request.encode(), site))}")
+        if not arguments.yes and not _agreed(f"Does site {site} see the same? [y/N] "):
+            print("Nothing is signed.")
+            return 1
+    certificate = enrolment.approve(site, request)
+    print(f"site {site} is approved until {certificate.not_valid_after_utc:%Y-%m-%d}.")
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace, home: Home) -> int:
+    Enrolment(home).end(arguments.site, "revoked")
+    print(f"site {arguments.site} may no longer take part.")
+    return 0
+
+
+def _list(_: argparse.Namespace, home: Home) -> int:
+    seen = activations(home.path / PRESENCE)
+    table = Table("site", "state", "until", "last came in")
+    now = datetime.now(UTC)
+    for standing in Enrolment(home).standings():
+        until = f"{standing.until:%Y-%m-%d} ({(standing.until - now).days} days)" if standing.until else ""
+        last = seen.get(standing.site)
+        came = f"{datetime.fromtimestamp(last.at, UTC):%Y-%m-%d %H:%M} UTC" if last else ""
+        table.add_row(standing.site, standing.state, until, came)
+    Console().print(table)
+    return 0
+
+
+def _hand_out(home: Home, invitation: Invitation) -> None:
+    """Write an invitation to a file of its own: its secret does not belong on a screen."""
+    file = home.path / "invitations" / f"{invitation.site}.txt"
+    write_atomically(file, invitation.encode() + "\n", secret=True)
+    print(f"Invitation of site {invitation.site}, for its eyes only, good until {invitation.expires:%Y-%m-%d}: {file}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _site(text: str) -> str:
+    try:
+        return TypeAdapter(SiteName).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(f"{text}: a letter, then letters, digits and hyphens, at most 32") from error
+
+
+def _sites(text: str) -> list[str]:
+    return [_site(name) for name in text.split(",")]
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not ADDRESS.fullmatch(text) or not 0 < int(port) < 65536 or not host:
+        raise argparse.ArgumentTypeError(f"{text} is not HOST:PORT")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -165,4 +165,4 @@ def test_an_invitation_with_impossible_content_is_refused(change):
 
 def test_an_expired_invitation_says_so():
     with pytest.raises(InvitationRefused, match=r"site A has expired on 20\d\d-"):
-        Invitation.decode(invitation(expires=datetime.now(UTC) - timedelta(seconds=1)).encode())
+        invitation(expires=datetime.now(UTC) - timedelta(seconds=1)).check_good()
