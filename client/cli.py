@@ -13,10 +13,12 @@ from pathlib import Path
 from client.enrolment import enrol
 from client.home import home_of, started_log
 from client.join import join
+from client.lineage import line_of, lines_of
+from client.models import open_models
 from client.policy import write_default
 from client.preflight import preflight
 from fedgan.cohort.images import PICTURES, VOLUMES, file_and_slice
-from fedgan.errors import FedganError
+from fedgan.errors import FedganError, ModelError
 from fedgan.gan.build import choose_device
 from fedgan.mapping import Finding, Mapper
 from fedgan.results.pictures import Example, panel
@@ -46,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     checking = commands.add_parser("check", help="look for everything that would waste a round, and say what to do")
     checking.set_defaults(run=_check)
+    model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
+    model.set_defaults(run=_show_model)
     enrolling = commands.add_parser("enrol", help="join a federation: make the site's key, and have it signed")
     enrolling.add_argument(
         "invitation", metavar="INVITATION", help="the coordinator's invitation, or a file that holds it"
@@ -55,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
     )
     enrolling.set_defaults(run=_enrol)
-    _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with a model of a run"))
+    _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 
 
 def _add_map(mapping: argparse.ArgumentParser) -> None:
     mapping.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG, TIFF or NIfTI (brain.nii.gz#42)")
-    mapping.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="as runs/NAME/model")
+    mapping.add_argument("--model", type=Path, metavar="FOLDER", help="as runs/NAME/model; the installed one otherwise")
     mapping.add_argument("--disease", help="look for this disease only; all of the model's otherwise")
     mapping.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go; here")
     mapping.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -120,13 +124,39 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(not all(finding.fine for finding in findings))
 
 
+def _show_model(arguments: argparse.Namespace) -> int:
+    """Say where the installed model comes from, and which others are kept."""
+    models = open_models(home_of(arguments.site, arguments.home))
+    current = models.current()
+    if current is None:
+        print("No model is installed yet; the site fetches the first one that the coordinator releases.")
+        return 0
+    for line in lines_of(models.verify(current)):
+        print(line)
+    for folder in models.folders():
+        if folder != current:
+            print(f"Also kept: {line_of(models, folder)}")
+    return 0
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the model to draw with: the one asked for, or the installed one, checked once more."""
+    if arguments.model:
+        return Path(arguments.model)
+    models = open_models(home_of(arguments.site, arguments.home))
+    current = models.current()
+    if current is None:
+        raise ModelError("no model is installed yet; join the federation, or give --model FOLDER")
+    return models.verify(current).folder
+
+
 def _map(arguments: argparse.Namespace) -> int:
     """Draw the map of each picture as ``<name>-map.png`` and say what it shows, in one line each.
 
     Returns:
         0, or 1 if a picture could not be read or its map would lie over a file that is there.
     """
-    mapper = Mapper(arguments.model, device=choose_device(arguments.device))
+    mapper = Mapper(_model(arguments), device=choose_device(arguments.device))
     arguments.out.mkdir(parents=True, exist_ok=True)
     code = 0
     for image in arguments.images:

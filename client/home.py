@@ -71,6 +71,11 @@ class Home:
         """Return where the authority's own certificate is."""
         return self.folder / "keys" / "ca.crt"
 
+    @property
+    def release_key(self) -> Path:
+        """Return where the key is with which the federation's releases are checked (PEM)."""
+        return self.folder / "keys" / "release.pub"
+
     def inside(self, name: str) -> Path:
         """Return a folder in this one, made if need be."""
         folder = self.folder / name

@@ -1,4 +1,4 @@
-"""A site that takes part: its gate, its worker and its SuperNode, kept running until it is told to stop."""
+"""A site that takes part: its gate, its worker, its SuperNode and its models, kept up until it is told to stop."""
 
 import logging
 import sys
@@ -11,6 +11,7 @@ from functools import partial
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.delivery import install_as_they_come
 from client.events import Events
 from client.gate import Gate, open_gate
 from client.home import Home, Membership, only_one, socket_in, started_log
@@ -74,11 +75,12 @@ class _Processes:
 
     def run(self, events: Events) -> None:
         """Keep all of it running, and say what happens, until it is to stop or something cannot go on."""
-        with ThreadPoolExecutor(3) as pool:
+        with ThreadPoolExecutor(4) as pool:
             running = [
                 pool.submit(self._keep, "worker", self._worker(), partial(self._ended, "the worker")),
                 pool.submit(self._keep, "supernode", self.node.command, self._supernode_ended),
                 pool.submit(self._keep, "superexec", self.node.executor, partial(self._ended, "Flower's SuperExec")),
+                pool.submit(install_as_they_come, self.home, self.membership, say=self.say, stop=self.stop),
             ]
             try:
                 self._watch(running, events)

@@ -7,6 +7,12 @@ FedganError
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+│   └── ReleaseRefused   the coordinator, told by the site: a release is not to be trusted; the model before it stays
+│       ├── TamperedRelease  its card or weights are not what was signed
+│       ├── ForeignKey       another key signed it
+│       ├── ForeignRelease   it is of another federation
+│       └── OlderRelease     it does not come after the one that is installed
+├── ReleaseUnavailable   the site, which tries again: a release has not arrived whole; what has is kept
 ├── SiteRefused          the site, with the coordinator: the federation does not let it in, or no longer
 ├── PolicyRefused        the coordinator, or the hospital: the site's own policy does not allow what is asked
 │   ├── BundleRefused    code that the site has not approved
@@ -74,6 +80,30 @@ class RunFolderError(FedganError):
 
 class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
+
+
+class ReleaseRefused(ModelError):
+    """A release is not to be trusted, and the model before it stays."""
+
+
+class TamperedRelease(ReleaseRefused):
+    """A release's card or weights are not what was signed."""
+
+
+class ForeignKey(ReleaseRefused):
+    """A release is signed with another key than the federation's."""
+
+
+class ForeignRelease(ReleaseRefused):
+    """A release is of another federation."""
+
+
+class OlderRelease(ReleaseRefused):
+    """A release does not come after the one that is installed."""
+
+
+class ReleaseUnavailable(FedganError):
+    """A release has not arrived whole; what has arrived is kept for the next attempt."""
 
 
 class SiteRefused(FedganError):

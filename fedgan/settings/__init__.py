@@ -1,6 +1,7 @@
 """The settings a command receives: types, bounds and cross-field rules. Values live in ``configs/``."""
 
 from fedgan.settings.data import AgreedScans, Intensity, ManifestData, PhantomData, Scans, Size
+from fedgan.settings.deployment import Deployment, terms_of
 from fedgan.settings.federation import (
     Compression,
     FedAvg,
@@ -20,6 +21,7 @@ __all__ = [
     "AgreedScans",
     "Compression",
     "Data",
+    "Deployment",
     "FedAvg",
     "GanFedAvg",
     "Intensity",
@@ -40,4 +42,5 @@ __all__ = [
     "TagGAN",
     "Terms",
     "Training",
+    "terms_of",
 ]
