@@ -96,17 +96,21 @@ class Enrolment:
     """The way of sites into the federation and out of it."""
 
     def __init__(self, home: Home) -> None:
-        """Take the federation in ``home``."""
-        self._home = home
+        """Take the federation in ``home``.
+
+        Raises:
+            HomeError: there is none.
+        """
+        self._home, self._federation = home, home.federation
         self.registry = Registry(home.path / "sites.json")
 
     def invite(self, site: str) -> Invitation:
         """Return an invitation for ``site``; one that it had before is no longer good.
 
         Raises:
-            HomeError: there is no federation, or it cannot be written.
+            HomeError: the home is damaged or cannot be written.
         """
-        federation, secret = self._home.federation, new_secret()
+        federation, secret = self._federation, new_secret()
         until = (datetime.now(UTC) + INVITATION_VALID).replace(microsecond=0)
         authority = certificate_pem(self._home.authority.certificate).decode()
         invitation = Invitation(
@@ -219,7 +223,6 @@ class Enrolment:
         Raises:
             HomeError: the home is damaged.
         """
-        _ = self._home.federation
         now = datetime.now(UTC)
         entries = sorted(self.registry.roll.sites.values(), key=lambda entry: entry.site)
         return [
