@@ -33,7 +33,7 @@ def install_as_they_come(
         HomeError: the site's keys are missing or damaged.
     """
     models, audit, pause = open_models(home), Audit(home.audit), LOOK_S
-    proxy = proxy_for(membership.address, read_policy(home.policy))
+    proxy = proxy_for(membership.address, read_policy(home.policy).proxy_ca)
     with httpx.Client(
         base_url=f"https://{membership.address}",
         verify=tls_context(home),

@@ -8,6 +8,7 @@ current     a link to the one that ``map`` draws with; changed last, in one step
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,7 +103,7 @@ class Models:
 
     def _install(self, release: Release, content: bytes, signature: bytes, link: httpx.Client) -> bool:
         """Fetch what is not here, check it, switch to it, and forget what is too old; return whether it is new."""
-        card, before = release.card, self._newest()
+        card, before = release.card, next(iter(self._sound()), None)
         check_place(card, release.digest, federation=self._federation, after=before)
         _check_drawing(card)
         if before is None or before.digest != release.digest:
@@ -114,18 +115,19 @@ class Models:
         elif self.current() == release.folder.resolve():
             return False
         self._switch_to(release.folder)
-        for old in self.folders()[self._keep :]:
-            shutil.rmtree(old)
+        kept = [sound.folder for sound in self._sound()[: self._keep]]
+        for folder in self.folders():
+            if folder not in kept:  # too old, or of a federation that the site has left
+                shutil.rmtree(folder)
         return True
 
-    def _newest(self) -> Release | None:
-        """Return the newest release whose card is sound: what comes next must come after it."""
+    def _sound(self) -> list[Release]:
+        """Return the installed releases whose cards this federation has signed, the newest first."""
+        found = []
         for folder in self.folders():
-            try:
-                return read_release(folder, self._key)
-            except ReleaseRefused:
-                continue
-        return None
+            with suppress(ReleaseRefused):
+                found.append(read_release(folder, self._key))
+        return found
 
     def _incoming_for(self, card: Card) -> Path:
         """Return the folder in which the weights of ``card`` arrive; what has arrived of others is given up."""

@@ -68,7 +68,7 @@ def found(home: Home, *, name: str, address: str, sites: Sequence[str]) -> dict[
     authority, release_key = Authority.found(name), new_release_key()
     write_atomically(home.path / "authority/ca.key", private_pem(authority.key), secret=True)
     write_atomically(home.authority_certificate, certificate_pem(authority.certificate))
-    write_atomically(home.path / "release.key", private_pem(release_key), secret=True)
+    write_atomically(home.release_key, private_pem(release_key), secret=True)
     write_atomically(home.release_public_key, public_pem(release_key.public_key()))
     _sign_server(home, authority, federation.host)
     home.keep(federation)  # last: without it there is no federation, and init may be run again

@@ -19,6 +19,7 @@ from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
 from server.home import ADDRESS, Home, home_at
 from server.presence import activations
+from server.releases import releases_in
 from server.up import PRESENCE, up
 
 DEFAULT_ADDRESS = "127.0.0.1:9443"
@@ -90,7 +91,7 @@ def _init(arguments: argparse.Namespace, home: Home) -> int:
 def _up(_: argparse.Namespace, home: Home) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
-    up(home)
+    up(home, routes=releases_in(home).endpoints)
     return 0
 
 
