@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     checking = commands.add_parser("check", help="look for everything that would waste a round, and say what to do")
     checking.set_defaults(run=_check)
+    model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
+    model.set_defaults(run=_show_model)
     enrolling = commands.add_parser("enrol", help="join a federation: make the site's key, and have it signed")
     enrolling.add_argument(
         "invitation", metavar="INVITATION", help="the coordinator's invitation, or a file that holds it"
@@ -57,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
     )
     enrolling.set_defaults(run=_enrol)
-    model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
-    model.set_defaults(run=_show_model)
     _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 

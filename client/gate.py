@@ -150,6 +150,7 @@ def open_gate(gate: Gate, loopback: Loopback) -> Iterator[int]:
             ssl_certfile=loopback.certificate,
             ssl_keyfile=loopback.key,
             lifespan="off",
+            ws="none",
             interface="asgi3",
             log_config=None,
             access_log=False,

@@ -14,15 +14,17 @@ def lines_of(release: Release) -> Iterator[str]:
     card = release.card
     yield f"{_name(card)}, installed for drawing maps"
     yield f"  signature   good: card and weights are what key {card.key[:16]} signed"
-    yield f"  lineage     {_result(card)} of federation {card.federation}; {_before(card)}"
+    yield f"  lineage     federation {card.federation}, {_before(card)}; {_result(card)}"
     yield f"  digests     card {release.digest[:16]}, weights {card.weights[:16]}, settings {card.settings[:16]}"
     yield f"  draws       {_drawn(card)}"
     if card.metrics:
         yield f"  validation  {_figures(card.metrics)}, means over sites"
-    for site, part in card.sites.items():
-        yield f"  site {site:<6} {_part(part, card.epsilon.get(site))}"
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
     yield f"  made with   {versions}, code {card.code[:16]}, data schema {card.data_schema[:16]}"
+    yield "  made by"
+    width = max(map(len, card.sites), default=0)
+    for site, part in card.sites.items():
+        yield f"    {site:<{width}}  {_part(part, card.epsilon.get(site))}"
 
 
 def line_of(models: Models, folder: Path) -> str:
@@ -39,11 +41,11 @@ def _name(card: Card) -> str:
 
 
 def _result(card: Card) -> str:
-    return "the run's result" if card.chosen else "a round on the run's way"
+    return "the result of its run" if card.chosen else "a round on the way of its run"
 
 
 def _before(card: Card) -> str:
-    return f"follows card {card.previous[:16]}" if card.previous else "its first release"
+    return f"after the release of card {card.previous[:16]}" if card.previous else "its first release"
 
 
 def _drawn(card: Card) -> str:

@@ -8,6 +8,7 @@ current     a link to the one that ``map`` draws with; changed last, in one step
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,52 +82,52 @@ class Models:
             ReleaseRefused: it is not to be trusted.
             ModelError: this version cannot draw with it.
         """
+        signed = _last_card(link)
+        if signed is None:
+            return None
+        content = signed.card.encode()
         try:
-            release = self._install(link)
+            card = open_card(content, signed.signature, self._key)
+            release = Release(self._folder / f"{card.serial:06d}", card, hashlib.sha256(content).hexdigest())
+            if not self._install(release, content, signed.signature, link):
+                return None
         except ModelError as refusal:
-            audit.record("model refused", reason=type(refusal).__name__)
+            audit.record("model refused", reason=type(refusal).__name__, digest=hashlib.sha256(content).hexdigest())
             raise
         except OSError as error:
             raise ReleaseUnavailable(
                 f"a release cannot be written ({error.strerror}); free space on the disk of {self._folder}"
             ) from error
-        if release:
-            card = release.card
-            audit.record("model installed", serial=card.serial, run=card.run, round=card.round, digest=release.digest)
+        audit.record("model installed", serial=card.serial, run=card.run, round=card.round, digest=release.digest)
         return release
 
-    def _install(self, link: httpx.Client) -> Release | None:
-        """Fetch what is not here, check it, switch to it, and forget what is too old, in this order."""
-        signed = _last_card(link)
-        if signed is None:
-            return None
-        content = signed.card.encode()
-        card, found = open_card(content, signed.signature, self._key), hashlib.sha256(content).hexdigest()
-        before = self._newest()
-        check_place(card, found, federation=self._federation, after=before)
+    def _install(self, release: Release, content: bytes, signature: bytes, link: httpx.Client) -> bool:
+        """Fetch what is not here, check it, switch to it, and forget what is too old; return whether it is new."""
+        card, before = release.card, next(iter(self._sound()), None)
+        check_place(card, release.digest, federation=self._federation, after=before)
         _check_drawing(card)
-        folder = self._folder / f"{card.serial:06d}"
-        if before is None or before.digest != found:
+        if before is None or before.digest != release.digest:
             incoming = self._incoming_for(card)
             _fetch(link, card, incoming)
-            write_card(incoming, content, signed.signature)
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would be the newest
-            incoming.rename(folder)
-        elif self.current() == folder.resolve():
-            return None
-        self._switch_to(folder)
-        for old in self.folders()[self._keep :]:
-            shutil.rmtree(old)
-        return Release(folder, card, found)
-
-    def _newest(self) -> Release | None:
-        """Return the newest release whose card is sound: what comes next must come after it."""
+            write_card(incoming, content, signature)
+            shutil.rmtree(release.folder, ignore_errors=True)  # damaged, or it would be the newest
+            incoming.rename(release.folder)
+        elif self.current() == release.folder.resolve():
+            return False
+        self._switch_to(release.folder)
+        kept = [sound.folder for sound in self._sound()[: self._keep]]
         for folder in self.folders():
-            try:
-                return read_release(folder, self._key)
-            except ReleaseRefused:
-                continue
-        return None
+            if folder not in kept:  # too old, or of a federation that the site has left
+                shutil.rmtree(folder)
+        return True
+
+    def _sound(self) -> list[Release]:
+        """Return the installed releases whose cards this federation has signed, the newest first."""
+        found = []
+        for folder in self.folders():
+            with suppress(ReleaseRefused):
+                found.append(read_release(folder, self._key))
+        return found
 
     def _incoming_for(self, card: Card) -> Path:
         """Return the folder in which the weights of ``card`` arrive; what has arrived of others is given up."""

@@ -50,19 +50,28 @@ def build_bundle(folder: Path) -> Path:
     return folder
 
 
-@cache
-def bundle_digest() -> str:
-    """Return the SHA-256, in hex, by which Flower and the sites know the installed bundle.
+def digest_of_bundle(folder: Path) -> str:
+    """Return the SHA-256, in hex, by which Flower and the sites know the bundle in ``folder``.
 
     Raises:
         EngineFailed: Flower cannot build it.
     """
     with tempfile.TemporaryDirectory(prefix="fedgan-") as home:
-        app = build_bundle(Path(home) / "bundle")
-        command = [sys.executable, "-P", "-c", _BUILD, "build", "--app", str(app)]
+        command = [sys.executable, "-P", "-c", _BUILD, "build", "--app", str(folder.absolute())]
         env = flower_environment(Path(home))
         done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
         built = list(Path(home).glob("*.fab"))
         if done.returncode or len(built) != 1:
-            raise EngineFailed(f"Flower could not build the bundle; is flwr installed whole?\n{done.stderr[-2000:]}")
+            raise EngineFailed(f"Flower could not build a bundle; is flwr installed whole?\n{done.stderr[-2000:]}")
         return hashlib.sha256(built[0].read_bytes()).hexdigest()
+
+
+@cache
+def bundle_digest() -> str:
+    """Return the SHA-256 of the installed bundle.
+
+    Raises:
+        EngineFailed: Flower cannot build it.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedgan-") as folder:
+        return digest_of_bundle(build_bundle(Path(folder) / "bundle"))

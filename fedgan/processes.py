@@ -38,7 +38,9 @@ with contextlib.suppress(ProcessLookupError):
 
 
 @contextmanager
-def process_group(command: Sequence[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process_group(
+    command: Sequence[str], env: dict[str, str], log: Path, *, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` and what it starts, what they say appended to ``log``, until the block ends or this process dies.
 
     At the end of the block they are asked to end (SIGTERM), and killed if they take longer than ``STOP_TIMEOUT_S``.
@@ -46,7 +48,13 @@ def process_group(command: Sequence[str], env: dict[str, str], log: Path) -> Ite
     with (
         log.open("ab") as file,
         subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         ) as process,
         subprocess.Popen(
             [sys.executable, "-I", "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True

@@ -68,7 +68,7 @@ def found(home: Home, *, name: str, address: str, sites: Sequence[str]) -> dict[
     authority, release_key = Authority.found(name), new_release_key()
     write_atomically(home.path / "authority/ca.key", private_pem(authority.key), secret=True)
     write_atomically(home.authority_certificate, certificate_pem(authority.certificate))
-    write_atomically(home.path / "release.key", private_pem(release_key), secret=True)
+    write_atomically(home.release_key, private_pem(release_key), secret=True)
     write_atomically(home.release_public_key, public_pem(release_key.public_key()))
     _sign_server(home, authority, federation.host)
     home.keep(federation)  # last: without it there is no federation, and init may be run again
@@ -96,17 +96,21 @@ class Enrolment:
     """The way of sites into the federation and out of it."""
 
     def __init__(self, home: Home) -> None:
-        """Take the federation in ``home``."""
-        self._home = home
+        """Take the federation in ``home``.
+
+        Raises:
+            HomeError: there is none.
+        """
+        self._home, self._federation = home, home.federation
         self.registry = Registry(home.path / "sites.json")
 
     def invite(self, site: str) -> Invitation:
         """Return an invitation for ``site``; one that it had before is no longer good.
 
         Raises:
-            HomeError: there is no federation, or it cannot be written.
+            HomeError: the home is damaged or cannot be written.
         """
-        federation, secret = self._home.federation, new_secret()
+        federation, secret = self._federation, new_secret()
         until = (datetime.now(UTC) + INVITATION_VALID).replace(microsecond=0)
         authority = certificate_pem(self._home.authority.certificate).decode()
         invitation = Invitation(
@@ -219,7 +223,6 @@ class Enrolment:
         Raises:
             HomeError: the home is damaged.
         """
-        _ = self._home.federation
         now = datetime.now(UTC)
         entries = sorted(self.registry.roll.sites.values(), key=lambda entry: entry.site)
         return [

@@ -21,9 +21,10 @@ from fedgan.progress import LiveProgress
 from fedgan.settings import Deployment
 from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
+from server.demo import demo
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
-from server.releases import releases_of
+from server.releases import releases_in
 from server.running import begin, carry_out
 from server.up import up
 
@@ -89,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--settings", action="store_true", help="list every setting, its value and its meaning")
     running.set_defaults(command=_run)
 
+    showing = commands.add_parser("demo", help="play a federation of three phantom sites on this machine")
+    showing.add_argument("--folder", type=Path, default=Path("fedgan-demo"), metavar="FOLDER", help="all it leaves")
+    showing.add_argument("--rounds", type=int, default=10)
+    showing.set_defaults(command=_demo, home=None)
+
     for name, command, text in (
         ("invite", _invite, "invite one more site, or one again whose certificate or invitation has expired"),
         ("approve", _approve, "sign the key of a site that has asked"),
@@ -118,7 +124,7 @@ def _init(arguments: argparse.Namespace, home: Home) -> int:
 def _up(_: argparse.Namespace, home: Home) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
-    up(home, routes=releases_of(home).endpoints)
+    up(home, routes=releases_in(home).endpoints)
     return 0
 
 
@@ -147,6 +153,11 @@ def _run(arguments: argparse.Namespace, home: Home) -> int:
         return 130
     say(f"round {metrics.chosen_round} is released: {metrics.chosen_by}")
     say(f"report: {path / 'report.html'}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, _: Home) -> int:
+    demo(arguments.folder.absolute(), arguments.rounds, lambda line: print(line, flush=True))
     return 0
 
 

@@ -93,6 +93,11 @@ class Home:
         return self.path / "authority/server.crt"
 
     @property
+    def release_key(self) -> Path:
+        """Return the file of the key that signs releases."""
+        return self.path / "release.key"
+
+    @property
     def release_public_key(self) -> Path:
         """Return the file of the key with which sites verify releases."""
         return self.path / "release.pub"

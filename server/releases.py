@@ -6,7 +6,8 @@ The two share the folder alone. A release is a folder named by its serial number
 import base64
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -20,15 +21,10 @@ from fedgan.checkpoint import WEIGHTS
 from fedgan.errors import ForeignKey, HomeError, ReleaseRefused
 from fedgan.records import GlobalModel
 from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, Release, read_release, sign_release
+from server.fence import Endpoint
 from server.home import Home
 
 log = logging.getLogger(__name__)
-
-RELEASES = "releases"
-"""Where in a home releases are."""
-
-Endpoint = Callable[[str, Request], Awaitable[Response]]
-"""From the site that the fence found out, and its request, to the answer."""
 
 
 class Releases:
@@ -123,32 +119,32 @@ class Releases:
         return [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
 
 
-def releases_of(home: Home) -> Releases:
+def releases_in(home: Home) -> Releases:
     """Return the releases of the federation in ``home``.
 
     Raises:
-        HomeError: there is none, or it is damaged.
+        HomeError: there is none, or its key is damaged.
     """
-    try:
-        key = load_pem_public_key(home.release_public_key.read_bytes())
-    except (OSError, ValueError) as error:
-        raise HomeError(f"{home.release_public_key} is damaged; restore it from the backup") from error
+    key = _key_in(home.release_public_key, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
-        raise HomeError(f"{home.release_public_key} is no key of releases; restore it from the backup")
-    return Releases(home.path / RELEASES, key, home.audit, federation=home.federation.name)
+        raise HomeError(f"{home.release_public_key} is no key for releases; restore it from the backup")
+    return Releases(home.path / "releases", key, home.audit, federation=home.federation.name)
 
 
 def signing_key(home: Home) -> Ed25519PrivateKey:
-    """Return the key with which the federation in ``home`` signs its releases.
+    """Return the key that signs the releases of the federation in ``home``.
 
     Raises:
         HomeError: it is missing or damaged.
     """
-    file = home.path / "release.key"
-    try:
-        key = load_pem_private_key(file.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise HomeError(f"{file} is damaged; restore it from the backup") from error
+    key = _key_in(home.release_key, partial(load_pem_private_key, password=None))
     if not isinstance(key, Ed25519PrivateKey):
-        raise HomeError(f"{file} is no key of releases; restore it from the backup")
+        raise HomeError(f"{home.release_key} is no key for releases; restore it from the backup")
     return key
+
+
+def _key_in(path: Path, load: Callable[[bytes], object]) -> object:
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise HomeError(f"{path} cannot be read ({error}); restore it from the backup") from error

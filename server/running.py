@@ -28,7 +28,7 @@ from fedgan.simulation import open_folder
 from server.home import Home
 from server.nodes import EnrolledNodes
 from server.outcome import conclude
-from server.releases import releases_of, signing_key
+from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
 from server.training import LOG, REFUSAL
 
@@ -98,7 +98,7 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
     metrics = conclude(settings, folder)
     model = folder.kept(metrics.chosen_round)
     lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon={}, chosen=True)
-    releases_of(home).publish(model, lineage, signing_key(home))
+    releases_in(home).publish(model, lineage, signing_key(home))
     return metrics
 
 

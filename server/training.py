@@ -17,7 +17,7 @@ from fedgan.simulation import open_folder, train_in_folder
 from server.federation import FlowerFederation
 from server.home import Home, home_at
 from server.nodes import EnrolledNodes, Returns
-from server.releases import Releases, releases_of, signing_key
+from server.releases import Releases, releases_in, signing_key
 
 LOG, REFUSAL = "log.txt", "refusal.txt"
 """In a run's folder: what happens, for the person who follows it; and why training ended before its time."""
@@ -56,7 +56,7 @@ class _Releasing:
     """Releases each kept round to the sites; a ``Watcher``."""
 
     def __init__(self, home: Home, settings: Deployment, folder: RunFolder) -> None:
-        self.releases: Releases = releases_of(home)
+        self.releases: Releases = releases_in(home)
         self.key = signing_key(home)
         self.settings = settings
         self.folder = folder

@@ -42,7 +42,7 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
         link.prepare()
         keys = Keys(home, link, Registry(home.path / "sites.json"))
         log.info(
-            "federation %s is at %s; its authority's SHA-256 is %s",
+            "the federation %s is at %s; its authority's SHA-256 is %s",
             federation.name,
             federation.address,
             fingerprint(home.authority.certificate),
@@ -51,7 +51,7 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
             link.run,
             link.run_executor,
             keys.keep_told,
-            lambda ended: asyncio.run(_serve(home, link.url, routes or {}, listening, ended)),
+            lambda ended: asyncio.run(serve(home, link.url, routes or {}, listening, ended)),
         )
         _run_all(tasks, until)
 
@@ -69,9 +69,10 @@ def _run_all(tasks: tuple[Callable[[threading.Event], None], ...], until: thread
         one.result()
 
 
-async def _serve(
+async def serve(
     home: Home, link_url: str, routes: Mapping[str, Endpoint], listening: socket.socket, until: threading.Event
 ) -> None:
+    """Be the fence on a listening socket, before the SuperLink at ``link_url``, until the event."""
     verify = ssl.create_default_context(cafile=home.authority_certificate)
     async with streaming_client(verify) as client:
         presence = home.path / PRESENCE

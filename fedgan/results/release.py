@@ -1,6 +1,7 @@
 """A release: a model, the card of its lineage, and the federation's signature over both; nothing of it is ever pickled.
 
 model.safetensors   the weights; its header says how to draw maps with them, so that the folder is a model's
+model.json          how to draw, once more, for people; not signed
 card.json           the lineage, with the SHA-256 of ``model.safetensors``
 card.sig            Ed25519 signature of the bytes of ``card.json``
 

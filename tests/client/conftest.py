@@ -1,11 +1,23 @@
-"""A site's folder with a policy of tiny phantoms, and the terms of a run that it can answer in a second."""
+"""Sites' folders with a policy of tiny phantoms, and the terms of a run that they can answer in a second."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from client.home import Home
 from client.policy import DEFAULT
+from fedgan.identity import (
+    Authority,
+    new_key,
+    openssh_private,
+    openssh_public,
+    private_pem,
+    request_signature,
+)
 from fedgan.settings import Terms
 
 PHANTOMS = {"kind": "phantoms", "patients": 16, "images_per_patient": 1, "seed": 0}
@@ -37,3 +49,41 @@ def terms(tiny):
         return Terms.model_validate({**known, "name": "tiny"})
 
     return made
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A federation's authority, and the files of a server that it has signed."""
+
+    authority: Authority
+    folder: Path
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the paths of the authority's certificate, and the server's certificate and key."""
+        return {name: str(self.folder / name) for name in ("ca.crt", "server.crt", "server.key")}
+
+    def enrol(self, folder: Path, site: str, address: str) -> Home:
+        """Leave in a site's folder what enrolment leaves."""
+        key, keys = new_key(), folder / "keys"
+        keys.mkdir(mode=0o700, exist_ok=True)
+        certificate = self.authority.sign_site(request_signature(key, site), site)
+        (keys / "site.key").write_bytes(private_pem(key))
+        (keys / "site.ssh").write_bytes(openssh_private(key))
+        (keys / "site.pub").write_bytes(openssh_public(key.public_key()))
+        (keys / "site.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (keys / "ca.crt").write_bytes(self.authority.certificate.public_bytes(Encoding.PEM))
+        (folder / "site.json").write_text(json.dumps({"site": site, "federation": "test", "address": address}))
+        return Home(site, folder)
+
+
+@pytest.fixture
+def federation(tmp_path):
+    """Found a federation whose server is this machine."""
+    authority, key, folder = Authority.found("test"), new_key(), tmp_path / "authority"
+    folder.mkdir()
+    (folder / "ca.crt").write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    certificate = authority.sign_server(key.public_key(), ["localhost"])
+    (folder / "server.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "server.key").write_bytes(private_pem(key))
+    return Federation(authority, folder)

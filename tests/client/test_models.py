@@ -429,8 +429,8 @@ def test_the_site_is_told_who_made_its_model(site, coordinator, home, capsys):
     assert first.startswith("Release 2 of 20")
     assert first.endswith("UTC: round 2 of 9 of run first, installed for drawing maps")
     assert any("signature   good" in line for line in lines)
-    assert any("site A" in line and "forward_generator 25%" in line and "epsilon 1.50" in line for line in lines)
-    assert any("site B" in line and "no privacy promised" in line for line in lines)
+    assert "    A  in 2 round(s), missing in 1; forward_generator 25%; epsilon 1.50" in lines
+    assert "    B  in 2 round(s), missing in 1; forward_generator 25%; no privacy promised" in lines
     assert lines[-1].startswith("Also kept: Release 1 of ")
 
 
