@@ -79,7 +79,8 @@ def is_alive(pid):
 
 
 def start(home, log):
-    return subprocess.Popen(command("server.cli", "up", "--home", home), env=environment(), stderr=log.open("ab"))
+    with log.open("ab") as file:
+        return subprocess.Popen(command("server.cli", "up", "--home", home), env=environment(), stderr=file)
 
 
 @pytest.fixture
@@ -148,7 +149,8 @@ def test_a_site_is_enrolled_its_supernode_comes_in_and_revoked_it_is_out(federat
         assert wait_until(lambda: supernode.poll() is not None)
 
     assert wait_until(lambda: not Enrolment(home).registry.roll.retired)
-    refused = [line for line in map(json.loads, (home.path / "audit.jsonl").open()) if line["event"] == "refused"]
+    events = [json.loads(line) for line in (home.path / "audit.jsonl").read_text().splitlines()]
+    refused = [event for event in events if event["event"] == "refused"]
     assert refused[-1]["reason"] == "no certificate of an approved site"
     coordinator.send_signal(signal.SIGTERM)
     assert coordinator.wait(timeout=TIMEOUT_S) == 0
