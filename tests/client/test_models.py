@@ -36,7 +36,7 @@ from fedgan.errors import (
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel
 from fedgan.results.metrics import SiteContribution
-from fedgan.results.release import CARD, SIGNATURE, Lineage
+from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, sign_release
 from fedgan.simulation import open_folder
 from server.releases import Releases
 
@@ -95,8 +95,8 @@ def coordinator(tmp_path, tiny):
     class Coordinator:
         releases = Releases(home / "releases", KEY.public_key(), audit, federation="demo")
 
-        def publish(self, number, *, federation="demo", key=KEY, weights=None, **changes):
-            lineage = Lineage(
+        def lineage(self):
+            return Lineage(
                 run="first",
                 rounds=9,
                 chosen=False,
@@ -104,11 +104,13 @@ def coordinator(tmp_path, tiny):
                 sites={"A": PART, "B": PART},
                 epsilon={"A": 1.5, "B": None},
                 metrics={"pixel_ap": 0.5},
-                drawing=drawing | changes,
+                drawing=drawing,
             )
-            releases = Releases(home / "releases", key.public_key(), audit, federation=federation)
+
+        def publish(self, number, *, federation="demo", weights=None):
+            releases = Releases(home / "releases", KEY.public_key(), audit, federation=federation)
             model = GlobalModel(number, weights or {"w": torch.full((2**18,), float(number))})
-            return releases.publish(model, lineage, key)
+            return releases.publish(model, self.lineage(), KEY)
 
         def networks(self):
             return weights_of(networks_for(settings))
@@ -327,6 +329,21 @@ def test_a_release_signed_with_another_key_is_refused(link, coordinator, home):
         models.install(link, Audit(home.audit))
 
     assert models.current() is None
+
+
+def test_a_site_that_has_left_another_federation_keeps_nothing_of_it(site, coordinator, home):
+    lineage = coordinator.lineage()
+    for serial in range(10, 16):
+        place = Place(federation="before", serial=serial, previous=None)
+        folder = home.inside("models") / f"{serial:06d}"
+        sign_release(folder, GlobalModel(1, {"w": torch.zeros(1)}), lineage, place, Ed25519PrivateKey.generate())
+    (home.folder / "models" / "current").symlink_to("000015")
+    coordinator.publish(1)
+
+    site.install()
+
+    assert [folder.name for folder in site.models.folders()] == ["000001"]
+    assert site.round() == 1
 
 
 class Crash(BaseException):

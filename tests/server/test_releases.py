@@ -7,10 +7,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgan.audit import Audit
-from fedgan.errors import ForeignKey, TamperedRelease
+from fedgan.errors import ForeignKey, HomeError, TamperedRelease
+from fedgan.identity import new_key, private_pem
 from fedgan.records import GlobalModel
 from fedgan.results.release import CARD, Lineage, verify_release
-from server.releases import Releases
+from server.authority import found
+from server.home import Home
+from server.releases import Releases, releases_in, signing_key
 
 KEY = Ed25519PrivateKey.generate()
 LINEAGE = Lineage(run="first", rounds=9, chosen=False, settings="0" * 64, sites={}, epsilon={}, metrics={}, drawing={})
@@ -75,3 +78,24 @@ def test_a_key_that_is_not_the_federations_signs_nothing(releases, tmp_path):
         publish(releases, 1, key=Ed25519PrivateKey.generate())
 
     assert not (tmp_path / "releases").exists()
+
+
+def test_a_federation_finds_its_releases_and_its_key_in_its_home(tmp_path):
+    home = Home(tmp_path / "federation")
+    found(home, name="demo", address="127.0.0.1:9443", sites=[])
+
+    release = publish(releases_in(home), 1, key=signing_key(home))
+
+    assert release.folder == home.path / "releases" / "000001"
+    assert release.card.federation == "demo"
+    assert releases_in(home).last() == release
+
+
+@pytest.mark.parametrize("content", [b"", b"no key", private_pem(new_key())])
+def test_a_damaged_key_signs_nothing(tmp_path, content):
+    home = Home(tmp_path / "federation")
+    found(home, name="demo", address="127.0.0.1:9443", sites=[])
+    home.release_key.write_bytes(content)
+
+    with pytest.raises(HomeError, match="restore it from the backup"):
+        signing_key(home)
