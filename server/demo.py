@@ -20,7 +20,7 @@ from fedgan.atomic import write_atomically
 from fedgan.cohort.cohort import ABNORMAL
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.errors import EngineFailed, HomeError
-from fedgan.processes import flower_environment, free_port, process_group, tail_of
+from fedgan.processes import flower_environment, free_port, process_group, tail_of, wait_until_open
 from server.home import Home
 from server.registry import Registry
 from server.releases import releases_in
@@ -50,10 +50,12 @@ def demo(folder: Path, rounds: int, say: Say) -> Path:
     home = Home(folder / "federation")
     stage.command("fed-server", "init", "--sites", ",".join(SITES), "--address", f"127.0.0.1:{free_port()}")
     with ExitStack() as running:
-        running.enter_context(stage.keep("up", "fed-server", "up"))
+        link = running.enter_context(stage.keep("up", "fed-server", "up"))
+        for port in (home.federation.port, home.federation.link_port):
+            wait_until_open(port, link, folder / "up.log")
         _enrol(stage, home)
-        for number, site in enumerate(SITES):
-            _allow(stage, site, seed=number)
+        for site in SITES:
+            _allow(stage, site)
             running.enter_context(stage.keep(f"site-{site}", "fed-client", "--site", site))
         stage.command("fed-server", f"rounds={rounds}", *SETTINGS)
         _wait(
@@ -125,12 +127,12 @@ def _enrol(stage: _Stage, home: Home) -> None:
             stage.say(line)
 
 
-def _allow(stage: _Stage, site: str, *, seed: int) -> None:
+def _allow(stage: _Stage, site: str) -> None:
     """Write into a site's policy, as its hospital would, where its scans are: here, phantoms."""
     stage.command("fed-client", "--site", site, expected=1)  # which leaves a policy to be filled in
     file = stage.folder / f"site-{site}" / "policy.yaml"
     policy = yaml.safe_load(file.read_text(encoding="utf-8"))
-    policy["scans"] = {"kind": "phantoms", "patients": 60, "images_per_patient": 2, "seed": seed}
+    policy["scans"] = {"kind": "phantoms", "patients": 60, "images_per_patient": 2, "seed": 0}
     policy["threads"] = 1
     write_atomically(file, yaml.safe_dump(policy, sort_keys=False), secret=True)
     stage.say(f"(site {site} says in {file.relative_to(stage.folder)} that its scans are phantoms)")
