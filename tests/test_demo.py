@@ -58,8 +58,9 @@ def test_the_weights_are_those_of_the_simulation_to_the_bit(played, tmp_path):
 def test_nothing_of_a_patient_or_a_path_is_in_what_the_coordinator_keeps(played):
     folder, _, _ = played
 
-    kept = [path for path in (folder / "federation").rglob("*") if path.suffix in (".json", ".jsonl", ".txt", ".html")]
-    words = "".join(path.read_text(encoding="utf-8") for path in kept)
+    kept = [*(folder / "federation/runs").rglob("*"), *(folder / "federation/logs").rglob("*")]
+    text = [path for path in kept if path.suffix in (".json", ".jsonl", ".log", ".txt", ".html", ".yaml")]
+    words = "".join(path.read_text(encoding="utf-8") for path in text)
     assert "A-00" not in words
     assert "site-A/" not in words
 
