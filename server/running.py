@@ -35,8 +35,8 @@ from server.training import LOG, REFUSAL
 LOOK_S = 0.5
 """Between two looks at the run's folder."""
 
-ASK_S = 3.0
-"""Between two questions to Flower whether the run is still on; each starts a program."""
+ASK_S, ASK_SOON_S = 15.0, 3.0
+"""Between two questions to Flower whether the run is still on, of which each starts a program; and near the end."""
 
 ATTEMPTS = 3
 """How often in a row a run may break off without a further round before the person must look."""
@@ -134,12 +134,13 @@ def _submit(home: Home, link: Superlink, path: Path) -> str:
 
 def _follow(link: Superlink, number: str, folder: RunFolder, progress: LiveProgress, say: Say) -> str:
     """Show what happens in the run until it is over, and return how it ended."""
-    log = _Tail(folder.path / LOG)
+    log, rounds = _Tail(folder.path / LOG), read(folder.path / "config.yaml", Deployment).rounds
     status, next_question = "", 0.0
     while not status.startswith(OVER):
         if time.monotonic() >= next_question:
             status = _patiently(link, "list", CONNECTION, "--run-id", number)["runs"][0]["status"]
-            next_question = time.monotonic() + ASK_S
+            near_the_end = len(folder.history) == rounds or (folder.path / REFUSAL).exists()
+            next_question = time.monotonic() + (ASK_SOON_S if near_the_end else ASK_S)
         folder.reload()
         for line in log.lines():
             say(line)
@@ -157,7 +158,7 @@ def _patiently(link: Superlink, *words: str) -> dict[str, Any]:
         except EngineFailed:
             if attempt == 30:
                 raise
-            time.sleep(ASK_S)
+            time.sleep(ASK_SOON_S)
     raise AssertionError
 
 
