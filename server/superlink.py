@@ -13,7 +13,7 @@ from subprocess import Popen
 from typing import Any
 
 from fedgan.atomic import write_atomically
-from fedgan.errors import EngineFailed
+from fedgan.errors import EngineFailed, HomeError
 from fedgan.flower import ask_flower
 from fedgan.identity import PublicKey, openssh_public, public_key_of
 from fedgan.processes import flower_environment, keep_running, tail_of, wait_until_open
@@ -136,7 +136,7 @@ class Keys:
             try:
                 self.tell()
                 pause_s = LOOK_S
-            except EngineFailed as failure:
+            except (EngineFailed, HomeError) as failure:
                 pause_s = RETRY_S
                 log.warning("Flower has not been told of all sites, and will be in %.0f s: %s", pause_s, failure)
 
