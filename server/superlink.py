@@ -4,6 +4,7 @@ Flower's calls for whoever runs the federation ask nobody who they are: any user
 at least can be claimed only by the executor that shares a secret with the SuperLink.
 """
 
+import json
 import logging
 import os
 import threading
@@ -57,11 +58,11 @@ class Superlink:
         Raises:
             HomeError: the home cannot be written.
         """
-        authority = str(self._home.authority_certificate)
+        authority = json.dumps(str(self._home.authority_certificate), ensure_ascii=False)
         lines = [
             f"[superlink.{CONNECTION}]",
             f'address = "127.0.0.1:{self._port}"',
-            f'root-certificates = "{authority}"',
+            f"root-certificates = {authority}",
         ]
         write_atomically(self._folder / "config.toml", "\n".join(lines) + "\n")
         write_atomically(self._folder / "secret", os.urandom(32), secret=True)
