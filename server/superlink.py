@@ -4,6 +4,7 @@ Flower's calls for whoever runs the federation ask nobody who they are: any user
 at least can be claimed only by the executor that shares a secret with the SuperLink.
 """
 
+import json
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from subprocess import Popen
 from typing import Any
 
 from fedgan.atomic import write_atomically
-from fedgan.errors import EngineFailed
+from fedgan.errors import EngineFailed, HomeError
 from fedgan.flower import ask_flower
 from fedgan.identity import PublicKey, openssh_public, public_key_of
 from fedgan.processes import flower_environment, keep_running, tail_of, wait_until_open
@@ -57,11 +58,11 @@ class Superlink:
         Raises:
             HomeError: the home cannot be written.
         """
-        authority = str(self._home.authority_certificate)
+        authority = json.dumps(str(self._home.authority_certificate), ensure_ascii=False)
         lines = [
             f"[superlink.{CONNECTION}]",
             f'address = "127.0.0.1:{self._port}"',
-            f'root-certificates = "{authority}"',
+            f"root-certificates = {authority}",
         ]
         write_atomically(self._folder / "config.toml", "\n".join(lines) + "\n")
         write_atomically(self._folder / "secret", os.urandom(32), secret=True)
@@ -136,7 +137,7 @@ class Keys:
             try:
                 self.tell()
                 pause_s = LOOK_S
-            except EngineFailed as failure:
+            except (EngineFailed, HomeError) as failure:
                 pause_s = RETRY_S
                 log.warning("Flower has not been told of all sites, and will be in %.0f s: %s", pause_s, failure)
 
