@@ -12,16 +12,8 @@ from pathlib import Path
 
 from client.enrolment import enrol
 from client.home import home_of, started_log
-from client.join import join
-from client.lineage import line_of, lines_of
-from client.models import open_models
 from client.policy import write_default
-from client.preflight import preflight
-from fedgan.cohort.images import PICTURES, VOLUMES, file_and_slice
-from fedgan.errors import FedganError, ModelError
-from fedgan.gan.build import choose_device
-from fedgan.mapping import Finding, Mapper
-from fedgan.results.pictures import Example, panel
+from fedgan.errors import FedganError
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -99,6 +91,8 @@ def _join(arguments: argparse.Namespace) -> int:
     if write_default(home.policy, arguments.site):
         print(f"fed-client: {home.policy} is new: say in it where the scans are, then start again", file=sys.stderr)
         return 1
+    from client.join import join
+
     logging.basicConfig(filename=started_log(home, "fed-client"), level=logging.INFO, format=LOG_LINE)
     join(home, say=lambda line: _say(arguments.site, line), stop=_stop_at_signals())
     return 0
@@ -117,6 +111,8 @@ def _say(site: str, line: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     """Print what is fine and what is not, and return 1 if anything is not."""
+    from client.preflight import preflight
+
     findings = []
     for finding in preflight(home_of(arguments.site, arguments.home)):
         findings.append(finding)
@@ -126,6 +122,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _show_model(arguments: argparse.Namespace) -> int:
     """Say where the installed model comes from, and which others are kept."""
+    from client.lineage import line_of, lines_of
+    from client.models import open_models
+
     models = open_models(home_of(arguments.site, arguments.home))
     current = models.current()
     if current is None:
@@ -139,76 +138,22 @@ def _show_model(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _model(arguments: argparse.Namespace) -> Path:
-    """Return the folder of the model to draw with: the one asked for, or the installed one, checked once more."""
-    if arguments.model:
-        return Path(arguments.model)
-    models = open_models(home_of(arguments.site, arguments.home))
-    current = models.current()
-    if current is None:
-        raise ModelError("no model is installed yet; join the federation, or give --model FOLDER")
-    return models.verify(current).folder
-
-
 def _map(arguments: argparse.Namespace) -> int:
-    """Draw the map of each picture as ``<name>-map.png`` and say what it shows, in one line each.
+    """Draw the maps; return 1 if one could not be drawn."""
+    from client.drawing import Artist  # brings PyTorch, as the imports below do: other commands start without it
 
-    Returns:
-        0, or 1 if a picture could not be read or its map would lie over a file that is there.
-    """
-    mapper = Mapper(_model(arguments), device=choose_device(arguments.device))
+    artist = Artist(home_of(arguments.site, arguments.home), model=arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     code = 0
     for image in arguments.images:
-        drawn = arguments.out / f"{_stem(image)}-map.png"
-        if drawn.exists():
-            print(f"fed-client: {drawn} is there already; move it or give another --out", file=sys.stderr)
-            code = 1
-            continue
         try:
-            finding = mapper.read(image, disease=arguments.disease)
+            print(artist.draw(image, arguments.out, disease=arguments.disease))
         except ValueError as refusal:
             print(f"fed-client: {image}: {refusal}", file=sys.stderr)
             code = 1
-            continue
-        panel(_example(arguments.site, finding), threshold=mapper.card.threshold).save(drawn)
-        area = "" if finding.area_mm2 is None else f", {finding.area_mm2:.0f} mm2 above the threshold"
-        print(
-            f"{drawn}: evidence {finding.score:.3f} on average{_place(finding)}, "
-            f"{float(finding.evidence.max()):.3f} at most{area}"
-        )
-    if mapper.card.normal_scores is None:
-        print(f"No place among normal scans: {mapper.card.no_normal_scores}.")
-    print("For research. Not for diagnosis.")
+    for line in artist.remarks():
+        print(line)
     return code
-
-
-def _place(finding: Finding) -> str:
-    """Return where the score lies among those of normal scans, in words, if that is known."""
-    if finding.place is None:
-        return ""
-    share = {0.0: "none", 1.0: "all"}.get(finding.place, f"about {100 * finding.place:.0f} %")
-    return f" (higher than {share} of the normal validation scans)"
-
-
-def _stem(image: Path) -> str:
-    """Return the picture's name without its format: ``brain.nii.gz#42`` is ``brain-42``."""
-    file, number = file_and_slice(image)
-    stem = next((file.name[: -len(end)] for end in (*VOLUMES, *PICTURES) if file.name.lower().endswith(end)), file.name)
-    return stem if number is None else f"{stem}-{number}"
-
-
-def _example(site: str, finding: Finding) -> Example:
-    return Example(
-        site=site,
-        title="map",
-        scan=finding.scan,
-        counterpart=finding.normal,
-        disease_map=finding.evidence,
-        mask=None,
-        abnormal=False,
-        score=finding.score,
-    )
 
 
 if __name__ == "__main__":

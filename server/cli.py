@@ -14,18 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgan.atomic import write_atomically
-from fedgan.config import describe
 from fedgan.errors import FedganError, SettingsError
 from fedgan.identity import Invitation, fingerprint, key_fingerprint, requested_key
-from fedgan.progress import LiveProgress
-from fedgan.settings import Deployment
 from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
-from server.demo import demo
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
-from server.releases import releases_in
-from server.running import begin, carry_out
 from server.up import up
 
 DEFAULT_ADDRESS = "127.0.0.1:9443"
@@ -122,6 +116,8 @@ def _init(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _up(_: argparse.Namespace, home: Home) -> int:
+    from server.releases import releases_in  # brings PyTorch, as the imports below do: other commands start without it
+
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
     up(home, routes=releases_in(home).endpoints)
@@ -129,13 +125,12 @@ def _up(_: argparse.Namespace, home: Home) -> int:
 
 
 def _run(arguments: argparse.Namespace, home: Home) -> int:
+    from fedgan.progress import LiveProgress
+    from server.running import begin, carry_out
+
     console = Console()
     if arguments.settings:
-        table = Table("setting", "value", "meaning", box=None, pad_edge=False)
-        for row in describe("server", Deployment):
-            table.add_row(*row)
-        console.print(table, markup=False)
-        return 0
+        return _list_settings(console)
     if arguments.resume and arguments.overrides:
         raise SettingsError(f"--resume takes every setting from {arguments.resume}; leave the others out")
     path = arguments.resume.absolute() if arguments.resume else begin(home, arguments.overrides)
@@ -156,7 +151,20 @@ def _run(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
+def _list_settings(console: Console) -> int:
+    from fedgan.config import describe
+    from fedgan.settings import Deployment
+
+    table = Table("setting", "value", "meaning", box=None, pad_edge=False)
+    for row in describe("server", Deployment):
+        table.add_row(*row)
+    console.print(table, markup=False)
+    return 0
+
+
 def _demo(arguments: argparse.Namespace, _: Home) -> int:
+    from server.demo import demo
+
     demo(arguments.folder.absolute(), arguments.rounds, lambda line: print(line, flush=True))
     return 0
 
