@@ -15,12 +15,17 @@ from fedgan.errors import HomeError, SiteRefused, Unreachable
 
 TIMEOUT_S = 15.0
 
+FEWEST_DAYS = 30
+"""For how long a site's certificate holds at least, before somebody is told."""
+
 
 class Greeting(BaseModel):
     """What the coordinator says of itself to a site that it knows."""
 
     site: str
     time: AwareDatetime
+    fedgan: str
+    flwr: str
 
 
 def tls_context(home: Home) -> ssl.SSLContext:

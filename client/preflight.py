@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from client.home import Home
-from client.link import days_left, hello
+from client.link import FEWEST_DAYS, days_left, hello
 from client.policy import Phantoms, Policy, approved_bundles, opted_out, read_policy
 from client.scans import diseases_in, load_scans
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
@@ -20,7 +21,6 @@ from fedgan.settings import AgreedScans
 FEWEST_FREE_BYTES = 5 * 10**9
 """Room for the models and the optimisers' state of a few runs."""
 
-FEWEST_DAYS = 30
 MOST_SKEW_S = 5.0
 """Flower refuses what a clock signs that is farther ahead."""
 
@@ -111,6 +111,11 @@ def _coordinator(home: Home, policy: Policy) -> str:
     before = datetime.now(UTC)
     said = hello(home, address, policy)
     after = datetime.now(UTC)
+    if (said.fedgan, said.flwr) != (here := (version("fedgan"), version("flwr"))):
+        raise _Problem(
+            f"the coordinator runs fedgan {said.fedgan} on flwr {said.flwr}, and this site {here[0]} on {here[1]}; "
+            "install the coordinator's versions"
+        )
     skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
     if skew_s > MOST_SKEW_S:
         raise _Problem(f"this clock and the coordinator's are {skew_s:.0f} s apart; set both by a time server (NTP)")

@@ -25,6 +25,14 @@ def load_scans(site: str, where: Phantoms | Manifest, asked: AgreedScans, withou
     return kept
 
 
+def listed_at(where: Phantoms | Manifest) -> int:
+    """Return when the list of scans was changed, in nanoseconds of some clock; 0 if there is none."""
+    if isinstance(where, Manifest):
+        with suppress(OSError):
+            return (where.root / where.manifest).stat().st_mtime_ns
+    return 0
+
+
 def diseases_in(where: Phantoms | Manifest) -> tuple[str, ...]:
     """Return the diseases that the site's labels name; one without a name if there is none, or no list to be read."""
     names: set[str] = set()

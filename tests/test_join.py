@@ -175,7 +175,9 @@ def tiny_terms(tiny):
 
 
 @pytest.mark.slow
-def test_a_site_answers_rounds_and_one_that_has_not_approved_the_code_does_not(coordinator, join, tiny_terms, tmp_path):
+def test_a_site_whose_parts_died_answers_rounds_and_one_with_other_code_approved_does_not(
+    coordinator, join, tiny_terms, tmp_path
+):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "terms.yaml").write_text(dump(tiny_terms))
@@ -190,6 +192,7 @@ def test_a_site_answers_rounds_and_one_that_has_not_approved_the_code_does_not(c
         wait_for(lambda home=home: happened(home, "joined"), f"{home.name} joining")
     print(f"memory of an idle site: {memory_mib(approving):.0f} MiB")  # noqa: T201  a figure for the record
 
+    die_and_come_back(approving)
     env = flower_environment(coordinator / "link")
     ask_flower(env, "run", str(bundle), "federation", "--run-config", f'run="{folder}"')
     wait_for((folder / "said.json").exists, "the run", 400)
@@ -217,18 +220,20 @@ def assert_same_as_simulated(terms: Terms, folder: Path) -> None:
         assert all(torch.equal(came[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.slow
-def test_a_site_comes_back_from_the_death_of_its_parts_and_stays_out_when_revoked(coordinator, join):
-    home, process = join("A")
-    wait_for(lambda: happened(home, "joined"), "joining")
+def die_and_come_back(home: Path) -> None:
+    """Kill a site's worker and SuperNode, and wait until there are others."""
     wait_for(lambda: process_of(home, "client.worker") is not None, "the worker")
     first = {word: process_of(home, word) for word in ("client.worker", "flower-supernode")}
-
     for number in first.values():
         os.kill(number, signal.SIGKILL)
-
     wait_for(lambda: happened(home, "joined", 2), "joining again")  # Flower refuses the key for a minute
     wait_for(lambda: process_of(home, "client.worker") not in (None, first["client.worker"]), "a new worker")
+
+
+@pytest.mark.slow
+def test_a_site_that_is_revoked_stops_and_says_why(coordinator, join):
+    home, process = join("A")
+    wait_for(lambda: happened(home, "joined"), "joining")
 
     done("server.cli", "revoke", "A", "--home", str(coordinator))
 

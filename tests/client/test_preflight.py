@@ -2,6 +2,7 @@
 
 import csv
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 import pytest
 from PIL import Image
@@ -12,13 +13,16 @@ from starlette.routing import Route
 from client.cli import main as fed_client
 from client.preflight import preflight
 
+SOUND = {"site": "A", "fedgan": version("fedgan"), "flwr": version("flwr")}
+
 
 def coordinator(said):
     """Return a coordinator that says something, or whose clock is a number of seconds ahead."""
 
     async def hello(_request):
         if isinstance(said, int):
-            return JSONResponse({"site": "A", "time": (datetime.now(UTC) + timedelta(seconds=said)).isoformat()})
+            there = datetime.now(UTC) + timedelta(seconds=said)
+            return JSONResponse({**SOUND, "time": there.isoformat()})
         return said if isinstance(said, Response) else JSONResponse(said)
 
     return Starlette(routes=[Route("/federation/hello", hello)])
@@ -65,7 +69,8 @@ def test_clocks_that_disagree_are_told(found, seconds):
         (Response(status_code=401), "revoked"),
         (Response(status_code=404), "status 404"),
         (Response("no JSON"), "no coordinator"),
-        ({"site": "A", "time": "noon"}, "no coordinator"),
+        ({**SOUND, "time": "noon"}, "no coordinator"),
+        ({**SOUND, "time": "2026-11-21T12:00:00+00:00", "fedgan": "0.0.9"}, "install"),
     ],
 )
 def test_a_coordinator_that_does_not_let_the_site_in_is_told(found, said, word):
