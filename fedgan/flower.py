@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedgan.errors import EngineFailed, SettingsError
 from fedgan.processes import flower_environment, free_port, process_group, wait_until_open
 
 CONNECTION = "simulation"
+TESTED = "1.41."
 LOG = "engine.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -109,6 +111,19 @@ class _Engine:
             finally:
                 log.terminate()
         return tail
+
+
+def check_flower() -> None:
+    """Check that Flower is of the version whose undocumented ways, on which a deployment rests, are known.
+
+    Raises:
+        SettingsError: it is another.
+    """
+    found = version("flwr")
+    if not found.startswith(TESTED):
+        raise SettingsError(
+            f"flwr {found} is installed, and only {TESTED}* is known to work: pip install 'flwr>=1.41,<1.42'"
+        )
 
 
 def ask_flower(env: dict[str, str], *words: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route, Router
 
 from fedgan.audit import Audit
-from fedgan.errors import FedganError, InvitationRefused, RequestRefused
+from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
 from fedgan.forward import MIB, Receive, Scope, Send, answer, forward
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
@@ -153,7 +153,7 @@ class Fence:
         facts = {"site": member.site} if member else {}
         self._note(_address(scope), path=path, status=status, reason=reason, **facts)
         response = JSONResponse({"error": reason}, status, {"connection": "close"})
-        await response({**scope}, _nothing_more, send)
+        await response(scope, _nothing_more, send)
 
     def _note(self, address: str, **facts: object) -> None:
         if not (self.ceilings.noted.allows(address) and self.ceilings.noted.allows("everybody")):
@@ -162,7 +162,10 @@ class Fence:
         more = {"unnoted": self._unnoted} if self._unnoted else {}
         self._unnoted = 0
         log.warning("refused %s: %s", address, facts["reason"])
-        self._audit.record("refused", address=address, **facts, **more)
+        try:
+            self._audit.record("refused", address=address, **facts, **more)
+        except RunFolderError as failure:  # refused it is all the same
+            log.error("%s", failure)  # noqa: TRY400 - the message says it all
 
     async def _fleet(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         if member is None:
@@ -179,8 +182,14 @@ class Fence:
             if status == 413:
                 self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
             if scope["path"] == ACTIVATE and status == 200:
-                await run_in_threadpool(note_activation, self._presence, member.site, time.time())
-                log.info("site %s is here", member.site)
+                await run_in_threadpool(self._welcome, member.site)
+
+    def _welcome(self, site: str) -> None:
+        log.info("site %s is here", site)
+        try:
+            note_activation(self._presence, site, time.time())
+        except HomeError as failure:  # it is here all the same
+            log.error("%s", failure)  # noqa: TRY400 - the message says it all
 
     async def _federation(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         headers = dict(scope["headers"])

@@ -13,7 +13,7 @@ from subprocess import Popen
 from typing import Any
 
 from fedgan.atomic import write_atomically
-from fedgan.errors import EngineFailed
+from fedgan.errors import EngineFailed, HomeError
 from fedgan.flower import ask_flower
 from fedgan.identity import PublicKey, openssh_public, public_key_of
 from fedgan.processes import flower_environment, keep_running, tail_of, wait_until_open
@@ -95,13 +95,18 @@ class Superlink:
 
     def run_executor(self, until: threading.Event) -> None:
         """Keep the executor, which starts the coordinator's part of a run, running until the event."""
+        log_file = self._log("superexec")
+
+        def down(code: int) -> None:
+            log.error("Flower's executor ended (%d); it is started again. Its last words:\n%s", code, tail_of(log_file))
+
         command = [
             "flower-superexec",
             f"--runtime-api-address=127.0.0.1:{self._port}",
             f"--root-certificates={self._home.authority_certificate}",
             f"--superexec-auth-secret-file={self._folder / 'secret'}",
         ]
-        keep_running(command, self.env, self._log("superexec"), until=until)
+        keep_running(command, self.env, log_file, until=until, on_end=down)
 
     def ask(self, *words: str) -> dict[str, Any]:
         """Return what ``flwr`` answers about this SuperLink.
@@ -131,7 +136,7 @@ class Keys:
             try:
                 self.tell()
                 pause_s = LOOK_S
-            except EngineFailed as failure:
+            except (EngineFailed, HomeError) as failure:
                 pause_s = RETRY_S
                 log.warning("Flower has not been told of all sites, and will be in %.0f s: %s", pause_s, failure)
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from fedgan.errors import HomeError
+from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.identity import fingerprint
 from server.authority import Enrolment, renew_server
@@ -35,7 +36,9 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
 
     Raises:
         HomeError: there is no federation, it is up already, or its address is in use.
+        SettingsError: Flower is of an unknown version.
     """
+    check_flower()
     federation, until = home.federation, threading.Event()
     with _alone(home), _listening(federation.listen, federation.port) as listening:
         renew_server(home)

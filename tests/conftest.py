@@ -165,12 +165,12 @@ class Coordinator:
 
 
 @pytest.fixture
-def coordinator(tmp_path) -> Iterator[Coordinator]:
-    """A federation whose fence is up on the loopback."""
+def coordinator(request, tmp_path) -> Iterator[Coordinator]:
+    """A federation whose fence is up on the loopback, under another name if a test gives one (``indirect``)."""
     home, until = Home(tmp_path / "federation"), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as front, socket.create_server(("127.0.0.1", 0)) as behind:
         port = front.getsockname()[1]
-        found(home, name="lungs", address=f"127.0.0.1:{port}", sites=[])
+        found(home, name="lungs", address=f"{getattr(request, 'param', '127.0.0.1')}:{port}", sites=[])
         place = Coordinator(home, port)
         link_url = f"https://127.0.0.1:{behind.getsockname()[1]}"
 

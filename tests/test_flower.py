@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fedgan.errors import EngineFailed, SettingsError
-from fedgan.flower import run_on_flower
+from fedgan.flower import check_flower, run_on_flower
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
@@ -13,6 +13,14 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
 
     with pytest.raises(SettingsError, match=r"pip install 'fedgan\[simulation\]'"):
         run_on_flower(tmp_path, num_sites=2, on_output=print)
+
+
+def test_another_version_of_flower_is_refused_with_what_to_install(monkeypatch):
+    check_flower()
+    monkeypatch.setattr("fedgan.flower.version", lambda name: "1.50.0")
+
+    with pytest.raises(SettingsError, match=r"flwr 1\.50\.0 is installed.*pip install 'flwr>=1\.41,<1\.42'"):
+        check_flower()
 
 
 @pytest.mark.slow

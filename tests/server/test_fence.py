@@ -308,3 +308,15 @@ def test_who_asks_too_often_is_refused_and_does_not_fill_the_audit(coordinator):
     assert statuses[-1] == 429
     assert len(coordinator.refusals()) <= 65
     assert broken_links(coordinator.home.path / "audit.jsonl") == []
+
+
+def test_on_a_full_disk_strangers_stay_outside_and_sites_are_served(coordinator, full_disk):
+    badge = coordinator.admit("A")
+    with coordinator.client(badge) as site, coordinator.client(address=OUTSIDE) as stranger:
+        while len((coordinator.home.path / "audit.jsonl").read_bytes()) < 1024:
+            stranger.get("/docs")
+
+        with full_disk():
+            refused, served = stranger.post(PULL), site.post(ACTIVATE, headers=badge.flower)
+
+    assert (refused.status_code, served.status_code) == (401, 200)
