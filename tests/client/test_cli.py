@@ -136,14 +136,6 @@ def test_a_file_where_the_maps_should_go_ends_in_one_message(draw, tmp_path, cap
     assert str(tmp_path / "maps") in refusal
 
 
-def test_without_a_command_it_says_what_works_today(capsys):
-    code = fed_client(["--site", "A"])
-
-    (refusal,) = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert "fed-client --site A map IMAGE --model FOLDER" in refusal
-
-
 def test_without_a_site_the_command_line_is_wrong(capsys):
     with pytest.raises(SystemExit, match="2"):
         fed_client(["map", "scan.png", "--model", "model"])
