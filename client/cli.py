@@ -71,8 +71,9 @@ def _enrol(arguments: argparse.Namespace) -> int:
         invited = Path(arguments.invitation).read_text(encoding="utf-8")
     except (OSError, ValueError):  # no file of that name, or no name of a file: the invitation itself
         invited = arguments.invitation
+    home = home_of(arguments.site, arguments.home)
     done = enrol(
-        home_of(arguments.site, arguments.home),
+        home,
         invited,
         expected=arguments.fingerprint,
         proxy_authority=arguments.ca_bundle,
@@ -81,6 +82,8 @@ def _enrol(arguments: argparse.Namespace) -> int:
     )
     if not done:
         _say(arguments.site, "not approved yet; go on waiting with the same command")
+    elif write_default(home.policy, arguments.site):
+        _say(arguments.site, f"say in {home.policy} where the scans are, then run fed-client --site {home.site} check")
     return 0 if done else 130
 
 

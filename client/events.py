@@ -41,4 +41,5 @@ class Events:
             case "refused" if "bundle" in event:
                 yield f"refused code that the policy does not approve (SHA-256 {event['bundle']})"
             case "refused":
+                self._rounds.pop(number, None)
                 yield f"task {number}: refused ({event['reason']}); logs/worker.log says why"

@@ -55,6 +55,8 @@ class Gate:
     """Returns the SHA-256 of every bundle that may run here now."""
     signer: Ed25519PrivateKey
     audit: Audit
+    note: Callable[[int], None] = lambda status: None
+    """Is told the status of each answer, so that somebody learns when there is no coordinator."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
@@ -69,7 +71,9 @@ class Gate:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
         url = f"https://{self.coordinator}{scope['path']}"
-        return await forward(scope, receive, send, self.client, url, most_bytes=MOST_BYTES)
+        status = await forward(scope, receive, send, self.client, url, most_bytes=MOST_BYTES)
+        self.note(status)
+        return status
 
     async def _let_code_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         held = _Held()

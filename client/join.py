@@ -15,7 +15,7 @@ from client.delivery import install_as_they_come
 from client.events import Events
 from client.gate import Gate, open_gate
 from client.home import Home, Membership, only_one, socket_in, started_log
-from client.link import hello, proxy_for, tls_context
+from client.link import FEWEST_DAYS, days_left, hello, proxy_for, tls_context
 from client.loopback import make_loopback
 from client.policy import approved_bundles, read_policy
 from client.supernode import SuperNode
@@ -46,21 +46,44 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
         parts.enter_context(only_one(home))
         events = Events(home.audit)
         loopback = make_loopback(home.inside("link"))
-        port = parts.enter_context(open_gate(_gate(home, membership, loopback.signer), loopback))
+        port = parts.enter_context(open_gate(_gate(home, membership, loopback.signer, say), loopback))
         worker = parts.enter_context(socket_in(home))
         node = SuperNode(home, loopback, port, free_port(), worker)
+        if (days := days_left(home)) < FEWEST_DAYS:
+            say(f"the site's certificate holds for {days} more day(s); ask the coordinator for an invitation")
         say(f"waiting for the coordinator of {membership.federation} at {membership.address}")
         _Processes(home, membership, node, say, stop).run(events)
         Audit(home.audit).record("left")
     say("stopped")
 
 
-def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey) -> Gate:
+def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Say) -> Gate:
     proxy = proxy_for(membership.address, read_policy(home.policy).proxy_ca)
-    client = streaming_client(tls_context(home), proxy=proxy)
     return Gate(
-        membership.address, client, lambda: approved_bundles(read_policy(home.policy)), signer, Audit(home.audit)
+        coordinator=membership.address,
+        client=streaming_client(tls_context(home), proxy=proxy),
+        approved=lambda: approved_bundles(read_policy(home.policy)),
+        signer=signer,
+        audit=Audit(home.audit),
+        note=_Reach(say),
     )
+
+
+class _Reach:
+    """Says when the coordinator goes, and when it is back."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._there = True
+
+    def __call__(self, status: int) -> None:
+        """Take the status of an answer; 502 is the gate's own, or the fence's for Flower behind it."""
+        there = status != 502
+        if there != self._there:
+            self._say(
+                "the coordinator is back" if there else "the coordinator does not answer; it is asked until it does"
+            )
+        self._there = there
 
 
 @dataclass(frozen=True, slots=True)

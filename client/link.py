@@ -3,17 +3,29 @@
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from cryptography import x509
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from client.home import Home
 from client.policy import Policy
 from fedgan.errors import HomeError, SiteRefused, Unreachable
 
 TIMEOUT_S = 15.0
+
+FEWEST_DAYS = 30
+"""For how long a site's certificate holds at least, before somebody is told."""
+
+
+class Greeting(BaseModel):
+    """What the coordinator says of itself to a site that it knows."""
+
+    site: str
+    time: AwareDatetime
+    fedgan: str
+    flwr: str
 
 
 def tls_context(home: Home) -> ssl.SSLContext:
@@ -59,7 +71,7 @@ def days_left(home: Home) -> int:
     return (certificate.not_valid_after_utc - datetime.now(UTC)).days
 
 
-def hello(home: Home, address: str, policy: Policy) -> dict[str, Any]:
+def hello(home: Home, address: str, policy: Policy) -> Greeting:
     """Return what the coordinator says to a site that belongs to its federation.
 
     Raises:
@@ -78,7 +90,9 @@ def hello(home: Home, address: str, policy: Policy) -> dict[str, Any]:
         ) from fault
     if answer.status_code in (401, 403):
         raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
-    if answer.status_code != 200:
-        raise Unreachable(f"{address} answers {answer.status_code}; is it a federation's coordinator?")
-    said: dict[str, Any] = answer.json()
-    return said
+    try:
+        return Greeting.model_validate_json(answer.raise_for_status().content)
+    except (httpx.HTTPStatusError, ValidationError) as fault:
+        raise Unreachable(
+            f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?"
+        ) from fault

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from client.home import Home
-from client.link import days_left, hello
+from client.link import FEWEST_DAYS, days_left, hello
 from client.policy import Phantoms, Policy, approved_bundles, opted_out, read_policy
-from client.scans import load_scans
+from client.scans import diseases_in, load_scans
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import FedganError
 from fedgan.gan.build import choose_device
@@ -20,12 +21,11 @@ from fedgan.settings import AgreedScans
 FEWEST_FREE_BYTES = 5 * 10**9
 """Room for the models and the optimisers' state of a few runs."""
 
-FEWEST_DAYS = 30
 MOST_SKEW_S = 5.0
 """Flower refuses what a clock signs that is farther ahead."""
 
-TRIED = AgreedScans(size=64, diseases=("disease",), intensity="range")
-"""How scans are prepared to try them; a run may ask for another size, and names its diseases."""
+TRIED_SIZE = 64
+"""To what size scans are prepared to try them, in pixels; a run may ask for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def preflight(home: Home) -> Iterator[Finding]:
 
 def _scans(home: Home, policy: Policy) -> str:
     without = opted_out(policy)
-    asked = TRIED if policy.diseases is None else TRIED.model_copy(update={"diseases": policy.diseases})
+    asked = AgreedScans(size=TRIED_SIZE, diseases=policy.diseases or diseases_in(policy.scans), intensity="range")
     cohort = load_scans(home.site, policy.scans, asked, without)
     absent = "" if not without else f"; {len(without)} patient(s) opted out"
     kind = "phantoms: " if isinstance(policy.scans, Phantoms) else ""
@@ -90,7 +90,7 @@ def _device(_home: Home, policy: Policy) -> str:
 
 
 def _disk(home: Home, _policy: Policy) -> str:
-    free = shutil.disk_usage(home.folder).free
+    free = shutil.disk_usage(home.folder).free  # the folder is there: the policy was read from it
     if free < FEWEST_FREE_BYTES:
         raise _Problem(f"{free / 1e9:.1f} GB free; make room for {FEWEST_FREE_BYTES / 1e9:.0f} GB")
     return f"{free / 1e9:.0f} GB free"
@@ -111,8 +111,12 @@ def _coordinator(home: Home, policy: Policy) -> str:
     before = datetime.now(UTC)
     said = hello(home, address, policy)
     after = datetime.now(UTC)
-    there = datetime.fromisoformat(str(said["time"]))
-    skew_s = max((before - there).total_seconds(), (there - after).total_seconds(), 0.0)
+    if (said.fedgan, said.flwr) != (here := (version("fedgan"), version("flwr"))):
+        raise _Problem(
+            f"the coordinator runs fedgan {said.fedgan} on flwr {said.flwr}, and this site {here[0]} on {here[1]}; "
+            "install the coordinator's versions"
+        )
+    skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
     if skew_s > MOST_SKEW_S:
         raise _Problem(f"this clock and the coordinator's are {skew_s:.0f} s apart; set both by a time server (NTP)")
-    return f"{address} knows this site as {said['site']}; clocks agree within {max(1.0, skew_s):.0f} s"
+    return f"{address} knows this site as {said.site}; clocks agree within {max(1.0, skew_s):.0f} s"

@@ -10,7 +10,7 @@ import torch
 from flwr.app import RecordDict
 
 from client.policy import Manifest, Phantoms, Policy, check_steps, check_terms, opted_out, read_policy
-from client.scans import load_scans
+from client.scans import listed_at, load_scans
 from fedgan.assembly import build_site, networks_for
 from fedgan.audit import Audit
 from fedgan.cohort.cohort import Cohort
@@ -36,6 +36,7 @@ class _Scans:
     where: Phantoms | Manifest
     asked: AgreedScans
     without: frozenset[str]
+    listed_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ class Resident:
         """
         began = time.monotonic()
         try:
-            terms, task = self._judge(records)
+            policy = self.policy()
+            terms, task = self._judge(policy, records)
             self.audit.record("task", task=number, run=terms.name, round=task.model.round + 1)
-            answer = self._site_for(terms, wanted).answer(task)
+            answer = self._site_for(policy, terms, wanted).answer(task)
         except FedganError as refusal:
             log.error("task %s is refused: %s", number, refusal)  # noqa: TRY400  the message says it all
             answer = SiteFailure(self.name, 0, type(refusal).__name__)
@@ -92,9 +94,9 @@ class Resident:
             self.audit.record("answered", task=number, round=answer.round + 1, seconds=round(time.monotonic() - began))
         return pack_answer(answer)
 
-    def _judge(self, records: RecordDict) -> tuple[Terms, RoundTask]:
+    def _judge(self, policy: Policy, records: RecordDict) -> tuple[Terms, RoundTask]:
         """Return the terms and the task, if they are understood and the policy allows them."""
-        policy, terms = self.policy(), read(terms_in(records), Terms)
+        terms = read(terms_in(records), Terms)
         check_terms(policy, terms)
         memory = FolderMemory(self._memory(terms))
         task = unpack_task(records, memory.model_of)
@@ -103,13 +105,12 @@ class Resident:
             memory.keep_model(task.model.weights)
         return terms, task
 
-    def _site_for(self, terms: Terms, wanted: Wanted) -> Site:
+    def _site_for(self, policy: Policy, terms: Terms, wanted: Wanted) -> Site:
         """Return the site that trains as ``terms`` and the policy say."""
-        policy = self.policy()
         if policy.threads:
             torch.set_num_threads(policy.threads)
         self._must_end = _limit(policy.longest_task.seconds, wanted)
-        scans = _Scans(policy.scans, terms.data, opted_out(policy))
+        scans = _Scans(policy.scans, terms.data, opted_out(policy), listed_at(policy.scans))
         key = _Built(terms, scans, policy.device)
         if self._site is None or self._site[0] != key:
             self._site = None  # its networks make room for the next

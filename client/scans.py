@@ -1,5 +1,8 @@
 """The site's scans as its policy has them, prepared as the coordinator asks; opted-out patients are not among them."""
 
+import csv
+from contextlib import suppress
+
 from client.policy import Manifest, Phantoms
 from fedgan.cohort.cohort import Cohort, pool
 from fedgan.cohort.manifest import load_cohorts
@@ -20,6 +23,24 @@ def load_scans(site: str, where: Phantoms | Manifest, asked: AgreedScans, withou
     if not len(kept):
         raise CohortError(site, ["no patient is left who has not opted out"])
     return kept
+
+
+def listed_at(where: Phantoms | Manifest) -> int:
+    """Return when the list of scans was changed, in nanoseconds of some clock; 0 if there is none."""
+    if isinstance(where, Manifest):
+        with suppress(OSError):
+            return (where.root / where.manifest).stat().st_mtime_ns
+    return 0
+
+
+def diseases_in(where: Phantoms | Manifest) -> tuple[str, ...]:
+    """Return the diseases that the site's labels name; one without a name if there is none, or no list to be read."""
+    names: set[str] = set()
+    if isinstance(where, Manifest):
+        with suppress(OSError, ValueError), (where.root / where.manifest).open(encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                names |= {name.strip() for name in (row.get("disease") or "").split(";")} - {""}
+    return tuple(sorted(names)) or ("disease",)
 
 
 def _phantoms(site: str, where: Phantoms, asked: AgreedScans) -> Cohort:

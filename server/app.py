@@ -26,7 +26,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train a run from its last kept round to its last: the one in ``run``, or the simulated one in ``run-folder``."""
     if "run" in context.run_config:
-        train_between_hospitals(grid, Path(str(context.run_config["run"])))
+        train_between_hospitals(grid, str(context.run_config["run"]))
     else:
         _simulate(grid, Path(str(context.run_config["run-folder"])))
 

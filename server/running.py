@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedgan.atomic import write_atomically
 from fedgan.bundle import build_bundle
 from fedgan.checkpoint import digest
 from fedgan.config import dump, load, read
@@ -30,7 +31,7 @@ from server.nodes import EnrolledNodes
 from server.outcome import conclude
 from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
-from server.training import LOG, REFUSAL
+from server.training import CURRENT, LOG, REFUSAL
 
 LOOK_S = 0.5
 """Between two looks at the run's folder."""
@@ -128,7 +129,8 @@ def _reason(folder: RunFolder, otherwise: str) -> str:
 def _submit(home: Home, link: Superlink, path: Path) -> str:
     """Hand the run to Flower, as soon as the link is there, and return Flower's number for it."""
     bundle = build_bundle(home.folder("link") / "bundle")
-    told = f"run={json.dumps(str(path), ensure_ascii=False)}"
+    write_atomically(home.path / CURRENT, f"{path}\n")
+    told = f"run={json.dumps(path.name)}"  # sites see it, so that it has no path in it
     return str(_patiently(link, "run", str(bundle), CONNECTION, "--run-config", told)["run-id"])
 
 

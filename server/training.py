@@ -23,13 +23,20 @@ LOG, REFUSAL = "log.txt", "refusal.txt"
 """In a run's folder: what happens, for the person who follows it; and why training ended before its time."""
 
 
-def train_between_hospitals(grid: Grid, path: Path) -> None:
-    """Train the run in ``path`` from its last kept round to its last, and release each round as it is kept.
+CURRENT = "link/run.txt"
+"""In the home: where the folder of the run is that goes on."""
+
+
+def train_between_hospitals(grid: Grid, name: str) -> None:
+    """Train the run ``name`` from its last kept round to its last, and release each round as it is kept.
 
     Raises:
         FedganError: it cannot go on; the reason is in the run's ``refusal.txt`` too.
     """
     home = home_at(None)
+    path = Path((home.path / CURRENT).read_text(encoding="utf-8").strip())
+    if path.name != name:
+        raise RunFolderError(f"run {name} is no longer the one that goes on; start it with fed-server --resume")
     settings = read(path / "config.yaml", Deployment)
     folder = open_folder(settings, path)
     with _only_writer(path), _logged(path / LOG):

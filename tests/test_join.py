@@ -31,6 +31,9 @@ from fedgan.settings import Terms
 
 START_S = 240.0
 
+PHANTOMS = {"kind": "phantoms", "patients": 16, "images_per_patient": 1, "seed": 0}
+POLICY = {"scans": PHANTOMS, "device": "cpu", "threads": 1}
+
 SERVER_APP = """
 import json, os, time
 from pathlib import Path
@@ -70,8 +73,8 @@ def main(grid, context):
 """
 
 
-def run(*words: str, **env: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", *words], env={**os.environ, **env})
+def run(*words: str, **options: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", *words], **options)
 
 
 def done(*words: str) -> str:
@@ -90,38 +93,36 @@ def audited(home: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def happened(home: Path, event: str) -> bool:
-    return any(line["event"] == event for line in audited(home))
+def happened(home: Path, event: str, times: int = 1) -> bool:
+    return sum(line["event"] == event for line in audited(home)) >= times
 
 
-def processes_of(home: Path) -> list[str]:
-    """Return the command lines of everything that runs for a home."""
-    lines = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(home) in line:
-                lines.append(line)
-    return lines
-
-
-def pss_mib(home: Path) -> dict[str, float]:
-    """Return the memory of each process of a home, its share of what is shared, in MiB."""
+def processes_of(home: Path) -> dict[int, str]:
+    """Return the command lines of all that runs for a home, by process, even of what only its environment tells."""
     found = {}
     for folder in Path("/proc").iterdir():
-        try:
-            line = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdecimal() else []
-            env = (folder / "environ").read_bytes() if line else b""
-            if str(home).encode() in b" ".join(line) + env:
-                rollup = (folder / "smaps_rollup").read_text()
-                kib = next(int(row.split()[1]) for row in rollup.splitlines() if row.startswith("Pss:"))
-                found[" ".join(part.decode() for part in line[:4])[-60:] + f" {folder.name}"] = kib / 1024
-        except (OSError, StopIteration):
+        if not folder.name.isdecimal():
             continue
+        try:
+            line, env = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:  # it has ended
+            continue
+        if line and str(home).encode() in line + env:
+            found[int(folder.name)] = line.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def process_of(home: Path, word: str) -> int | None:
+    return next((number for number, line in processes_of(home).items() if word in line), None)
+
+
+def memory_mib(home: Path) -> float:
+    """Return the memory of all processes of a home in MiB, each with its share of what it shares."""
+    kib = 0
+    for number in processes_of(home):
+        rows = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        kib += next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
+    return kib / 1024
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def join(coordinator, tmp_path):
     """Enrol sites, and start those that have a policy."""
     running = []
 
-    def started(site: str, policy: dict[str, object]) -> tuple[Path, subprocess.Popen[bytes]]:
+    def started(site: str, policy: dict[str, object] = POLICY) -> tuple[Path, subprocess.Popen[bytes]]:
         home = tmp_path / f"site-{site}"
         invitation = coordinator / "invitations" / f"{site}.txt"
         enrolling = run("client.cli", "--site", site, "--home", str(home), "enrol", str(invitation))
@@ -148,7 +149,8 @@ def join(coordinator, tmp_path):
         done("server.cli", "approve", site, "--yes", "--home", str(coordinator))
         assert enrolling.wait(120) == 0
         (home / "policy.yaml").write_text(yaml.safe_dump({**yaml.safe_load(DEFAULT), **policy}))
-        process = run("client.cli", "--site", site, "--home", str(home))
+        with (home / "said.txt").open("w") as said:
+            process = run("client.cli", "--site", site, "--home", str(home), stdout=said, stderr=said)
         running.append(process)
         return home, process
 
@@ -173,7 +175,9 @@ def tiny_terms(tiny):
 
 
 @pytest.mark.slow
-def test_a_site_answers_rounds_and_one_that_has_not_approved_the_code_does_not(coordinator, join, tiny_terms, tmp_path):
+def test_a_site_whose_parts_died_answers_rounds_and_one_with_other_code_approved_does_not(
+    coordinator, join, tiny_terms, tmp_path
+):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "terms.yaml").write_text(dump(tiny_terms))
@@ -182,15 +186,13 @@ def test_a_site_answers_rounds_and_one_that_has_not_approved_the_code_does_not(c
     for name, text in {**FILES, "server_app.py": SERVER_APP}.items():
         (bundle / name).write_text(text)
     digest = digest_of_bundle(bundle)
-    phantoms = {"kind": "phantoms", "patients": 16, "images_per_patient": 1, "seed": 0}
-    policy = {"scans": phantoms, "device": "cpu", "threads": 1}
-    approving, joined = join("A", {**policy, "bundles": [digest]})
-    refusing, _ = join("B", policy)
+    approving, joined = join("A", {**POLICY, "bundles": [digest]})
+    refusing, _ = join("B", POLICY)
     for home in (approving, refusing):
         wait_for(lambda home=home: happened(home, "joined"), f"{home.name} joining")
-    idle = pss_mib(approving)
-    print("idle site, MiB:", json.dumps(idle, indent=1), "sum", sum(idle.values()))  # noqa: T201
+    print(f"memory of an idle site: {memory_mib(approving):.0f} MiB")  # noqa: T201  a figure for the record
 
+    die_and_come_back(approving)
     env = flower_environment(coordinator / "link")
     ask_flower(env, "run", str(bundle), "federation", "--run-config", f'run="{folder}"')
     wait_for((folder / "said.json").exists, "the run", 400)
@@ -216,3 +218,37 @@ def assert_same_as_simulated(terms: Terms, folder: Path) -> None:
         expected = site.answer(RoundTask(GlobalModel(number, before), 2)).delta
         came = load_file(folder / f"delta-{number}.safetensors")
         assert all(torch.equal(came[name], tensor) for name, tensor in expected.items())
+
+
+def die_and_come_back(home: Path) -> None:
+    """Kill a site's worker and SuperNode, and wait until there are others."""
+    wait_for(lambda: process_of(home, "client.worker") is not None, "the worker")
+    first = {word: process_of(home, word) for word in ("client.worker", "flower-supernode")}
+    for number in first.values():
+        os.kill(number, signal.SIGKILL)
+    wait_for(lambda: happened(home, "joined", 2), "joining again")  # Flower refuses the key for a minute
+    wait_for(lambda: process_of(home, "client.worker") not in (None, first["client.worker"]), "a new worker")
+
+
+@pytest.mark.slow
+def test_a_site_that_is_revoked_stops_and_says_why(coordinator, join):
+    home, process = join("A")
+    wait_for(lambda: happened(home, "joined"), "joining")
+
+    done("server.cli", "revoke", "A", "--home", str(coordinator))
+
+    assert process.wait(120) == 1
+    assert "does not let this site in" in (home / "said.txt").read_text()
+    assert processes_of(home) == {}
+
+
+@pytest.mark.slow
+def test_a_site_that_is_told_to_stop_leaves_nothing_behind(join):
+    home, process = join("A")
+    wait_for(lambda: happened(home, "joined"), "joining")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(60) == 0
+    assert processes_of(home) == {}
+    assert [event["event"] for event in audited(home)] == ["enrolled", "joined", "left"]

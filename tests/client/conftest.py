@@ -1,10 +1,15 @@
 """Sites' folders with a policy of tiny phantoms, and the terms of a run that they can answer in a second."""
 
 import json
+import ssl
+import threading
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvicorn
 import yaml
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -87,3 +92,37 @@ def federation(tmp_path):
     (folder / "server.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
     (folder / "server.key").write_bytes(private_pem(key))
     return Federation(authority, folder)
+
+
+@pytest.fixture
+def served(federation):
+    """Return a function that serves an application to those with a certificate of the federation, and its port."""
+
+    @contextmanager
+    def serving(app):
+        files = federation.files
+        config = uvicorn.Config(
+            app,
+            port=0,
+            ssl_certfile=files["server.crt"],
+            ssl_keyfile=files["server.key"],
+            ssl_ca_certs=files["ca.crt"],
+            ssl_cert_reqs=ssl.CERT_REQUIRED,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        try:
+            yield server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    with ExitStack() as servers:
+        yield lambda app: servers.enter_context(serving(app))

@@ -136,16 +136,6 @@ def test_a_file_where_the_maps_should_go_ends_in_one_message(draw, tmp_path, cap
     assert str(tmp_path / "maps") in refusal
 
 
-def test_a_site_that_is_not_enrolled_is_told_how_before_it_takes_part(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    code = fed_client(["--site", "A"])
-
-    (refusal,) = capsys.readouterr().err.splitlines()
-    assert code == 1
-    assert "run `fed-client --site A enrol INVITATION`" in refusal
-
-
 def test_without_a_site_the_command_line_is_wrong(capsys):
     with pytest.raises(SystemExit, match="2"):
         fed_client(["map", "scan.png", "--model", "model"])

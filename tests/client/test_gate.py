@@ -3,13 +3,10 @@
 import hashlib
 import json
 import ssl
-import threading
 import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
-import uvicorn
 from flwr.proto.fab_pb2 import Fab, GetFabResponse
 from flwr.supercore.fab import Fab as ReceivedFab
 from flwr.supernode.start_client_internal import _verify_fab
@@ -57,51 +54,23 @@ class Coordinator:
         )
 
 
-@contextmanager
-def served(app, federation):
-    """Serve ``app`` to those who show a certificate of the federation's authority."""
-    files = federation.files
-    config = uvicorn.Config(
-        app,
-        port=0,
-        ssl_certfile=files["server.crt"],
-        ssl_keyfile=files["server.key"],
-        ssl_ca_certs=files["ca.crt"],
-        ssl_cert_reqs=ssl.CERT_REQUIRED,
-        lifespan="off",
-        ws="none",
-        log_config=None,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture
 def coordinator():
     return Coordinator()
 
 
 @pytest.fixture
-def dial(coordinator, federation, site_home):
+def dial(coordinator, federation, served, site_home):
     """Dial the gate of an enrolled site, as its SuperNode does."""
     home = federation.enrol(site_home(), "A", "unused:1")
     loopback = make_loopback(home.inside("link"))
-    with served(coordinator.app(), federation) as port:
-        client = streaming_client(tls_context(home))
-        gate = Gate(f"localhost:{port}", client, lambda: frozenset({APPROVED}), loopback.signer, Audit(home.audit))
-        with open_gate(gate, loopback) as gate_port:
-            trust = ssl.create_default_context(cafile=str(loopback.root))
-            with httpx.Client(base_url=f"https://127.0.0.1:{gate_port}", verify=trust, trust_env=False) as dialled:
-                yield dialled
+    address = f"localhost:{served(coordinator.app())}"
+    client = streaming_client(tls_context(home))
+    gate = Gate(address, client, lambda: frozenset({APPROVED}), loopback.signer, Audit(home.audit))
+    with open_gate(gate, loopback) as port:
+        trust = ssl.create_default_context(cafile=str(loopback.root))
+        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, trust_env=False) as dialled:
+            yield dialled
 
 
 def received(dial, home) -> tuple[Fab, bool]:
@@ -136,6 +105,9 @@ def test_the_coordinators_refusals_pass_as_they_are(dial):
 def test_joining_is_audited(dial, site_home):
     dial.post("/v1/fleet/activate-node", content=b"key")
 
+    deadline = time.monotonic() + 10
+    while not audited(site_home()) and time.monotonic() < deadline:  # it is written once the answer has gone
+        time.sleep(0.02)
     assert [event["event"] for event in audited(site_home())] == ["joined"]
 
 
@@ -201,16 +173,14 @@ def test_without_a_coordinator_the_supernode_is_told_to_ask_again(federation, si
     assert statuses == [502, 502]
 
 
-def test_a_gate_trusts_no_coordinator_of_another_authority(federation, site_home, tmp_path):
+def test_a_gate_trusts_no_coordinator_of_another_authority(federation, served, site_home, tmp_path):
     other = type(federation)(type(federation.authority).found("other"), tmp_path)
     home = other.enrol(site_home(), "A", "unused:1")
-    loopback = make_loopback(home.inside("link"))
-    with served(Coordinator().app(), federation) as server:
-        gate = Gate(
-            f"localhost:{server}", streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit)
-        )
-        with open_gate(gate, loopback) as port:
-            trust = ssl.create_default_context(cafile=str(loopback.root))
-            said = httpx.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", verify=trust, trust_env=False)
+    loopback, address = make_loopback(home.inside("link")), f"localhost:{served(Coordinator().app())}"
+    gate = Gate(address, streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit))
+
+    with open_gate(gate, loopback) as port:
+        trust = ssl.create_default_context(cafile=str(loopback.root))
+        said = httpx.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", verify=trust, trust_env=False)
 
     assert said.status_code == 502
