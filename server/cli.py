@@ -120,7 +120,6 @@ def _up(_: argparse.Namespace, home: Home) -> int:
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
-    _ = home.federation
     up(home, routes=releases_in(home).endpoints)
     return 0
 

@@ -125,10 +125,11 @@ def releases_in(home: Home) -> Releases:
     Raises:
         HomeError: there is none, or its key is damaged.
     """
+    name = home.federation.name
     key = _key_in(home.release_public_key, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
         raise HomeError(f"{home.release_public_key} is no key for releases; restore it from the backup")
-    return Releases(home.path / "releases", key, home.audit, federation=home.federation.name)
+    return Releases(home.path / "releases", key, home.audit, federation=name)
 
 
 def signing_key(home: Home) -> Ed25519PrivateKey:
