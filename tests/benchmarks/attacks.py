@@ -37,12 +37,18 @@ from fedgan.streams import generator_for
 
 LINES = Path(__file__).with_suffix(".jsonl")
 
+ALONE = ("aggregation.norm_ratio=1e9", "aggregation.refuse_apart=false")
+"""Switches off what refuses updates before a rule sees them, but for the check that all numbers are finite."""
+
 RULES = {
     "no defence": (),
     "default": (),
     "median": ("aggregation=median",),
     "trimmed": ("aggregation=trimmed",),
     "krum": ("aggregation=krum",),
+    "median alone": ("aggregation=median", *ALONE),
+    "trimmed alone": ("aggregation=trimmed", *ALONE),
+    "krum alone": ("aggregation=krum", *ALONE),
 }
 
 SETTINGS = (
