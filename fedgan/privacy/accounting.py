@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 
@@ -43,7 +44,11 @@ def epsilon_of(history: History, *, delta: float) -> float:
     >>> epsilon_of([], delta=1e-5)
     0.0
     """
-    found = merged(history)
+    return _epsilon_of(merged(history), delta)
+
+
+@lru_cache(maxsize=256)
+def _epsilon_of(found: tuple[Releases, ...], delta: float) -> float:
     if not found:
         return 0.0
     bound = rdp_epsilon(found, delta=delta)
