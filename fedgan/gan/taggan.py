@@ -69,9 +69,13 @@ def ask_for(diseases: Tensor, rng: torch.Generator) -> Tensor:
 class TagGAN(nn.Module):
     """The networks of one model and the game they play."""
 
-    def __init__(self, settings: TagGANSettings, *, num_diseases: int) -> None:
-        """Build untrained networks; the initial weights come from PyTorch's global stream."""
+    def __init__(self, settings: TagGANSettings, *, num_diseases: int, one_patient: bool = False) -> None:
+        """Build untrained networks; the initial weights come from PyTorch's global stream.
+
+        With ``one_patient`` a batch is one patient's scans: critics also learn of those who have one of the two sides.
+        """
         super().__init__()
+        self.one_patient = one_patient
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
         self.lesions = Lesions(settings.brighter, dark=settings.dark, radius=settings.radius)
@@ -133,7 +137,7 @@ class TagGAN(nn.Module):
         _, normal_where, pasted_where = torch.split(where, kinds)
         counterpart = suspects - suspected
         returned, diseased = counterpart[: len(batch.abnormal)], batch.normal
-        if self.weights.cycle:
+        if self.weights.cycle and len(returned) + len(diseased):
             put_back, lesion = self.backward_generator(
                 torch.cat([returned, diseased]), torch.cat([batch.diseases, put_in])
             ).split([len(returned), len(diseased)])
@@ -167,9 +171,9 @@ class TagGAN(nn.Module):
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return what the critics descend; a critic learns nothing at a site that lacks one of its sides."""
         abnormal, normal = scene.batch.abnormal, scene.batch.normal
-        both = len(abnormal) and len(normal)
+        both = self._are_there(abnormal, normal)
         terms = {}
-        if self.weights.adversarial and len(normal) and len(scene.counterpart):
+        if self.weights.adversarial and self._are_there(normal, scene.counterpart):
             terms["normal_discriminator"] = self._tell(self.normal_discriminator, normal, scene.counterpart, rng)
         if self.weights.adversarial and self.weights.cycle and both:
             terms["abnormal_discriminator"] = self._tell(self.abnormal_discriminator, abnormal, scene.diseased, rng)
@@ -179,15 +183,16 @@ class TagGAN(nn.Module):
             terms["classifier"] = losses.disease_evidence(logits, torch.cat([scene.batch.diseases, none]))
         return terms
 
+    def _are_there(self, *sides: Tensor) -> bool:
+        return (any if self.one_patient else all)(len(side) > 0 for side in sides)
+
     def _tell(self, discriminator: PatchDiscriminator, real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
         """Return the loss of ``discriminator`` for telling real from generated scans."""
         fake = fake.detach()
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = self.game.discriminator(real_scores, fake_scores)
         if self.game.penalty:
-            pairs = min(len(real), len(fake))
-            penalty = losses.gradient_penalty(discriminator, real[:pairs], fake[:pairs], rng)
-            loss = loss + self.game.penalty * penalty
+            loss = loss + self.game.penalty * losses.penalty_between(discriminator, real, fake, rng)
         return loss
 
     def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
