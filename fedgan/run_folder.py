@@ -117,6 +117,7 @@ class RunFolder:
             losses={update.site: _named("loss/", update.metrics) for update in updates},
             validation={},
             traffic={update.site: found for update in updates if (found := _named("traffic/", update.metrics))},
+            privacy={update.site: found for update in updates if (found := _named("privacy/", update.metrics))},
             shares={site: dict(of_site) for site, of_site in contribution.shares.items()},
             planned_shares={site: dict(of_site) for site, of_site in contribution.planned.items()},
         )

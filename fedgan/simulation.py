@@ -19,10 +19,12 @@ from fedgan.federated.site import Recipe, Site, weights_of
 from fedgan.federated.spool import Spool
 from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
+from fedgan.privacy.build import Length, build_promise
+from fedgan.privacy.promise import Promise
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.reading import figures_of, validate
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import GanFedAvg, ManifestData, PhantomData, Simulation
+from fedgan.settings import GanFedAvg, ManifestData, NoPrivacy, PatientPrivacy, PhantomData, Simulation
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -186,6 +188,7 @@ def networks_for(settings: Simulation) -> Method:
         num_diseases=len(settings.data.diseases),
         seed=settings.seed,
         device=choose_device(settings.device),
+        one_patient=isinstance(settings.privacy, PatientPrivacy),
     )
 
 
@@ -226,9 +229,20 @@ def build_site(
         bfloat16=bfloat16_in(settings),
         prox=(told.generator_prox, told.discriminator_prox) if isinstance(told, GanFedAvg) else (0.0, 0.0),
         moments=told.moments if isinstance(told, GanFedAvg) else "reset",
+        promise=_promise_in(settings, name, memory),
     )
     kept = FolderMemory(memory) if memory else None
     return Site(name, cohort, networks, recipe, memory=kept, on_step=partial(_tell, watcher, name))
+
+
+def _promise_in(settings: Simulation, site: str, memory: Path | None) -> Promise | None:
+    """Return what a simulated site promises, with an account of this run alone: a simulation sends nothing anywhere."""
+    if isinstance(settings.privacy, NoPrivacy):
+        return None
+    if memory is None:
+        raise SettingsError("privacy=patient: a site needs a folder for its ledger; give it a memory")
+    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
+    return build_promise(settings.privacy, length, site=site, federation=settings.name or "simulation", folder=memory)
 
 
 def draws_at_sites(settings: Simulation) -> bool:

@@ -291,6 +291,7 @@ def test_the_help_knows_every_setting_its_default_and_its_meaning():
         "data.kind",
         "aggregation.kind",
         "server_optimizer.kind",
+        "privacy.kind",
     }
 
 

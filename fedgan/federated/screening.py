@@ -27,7 +27,7 @@ from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights
 
 log = logging.getLogger(__name__)
 
-METRIC = re.compile(r"(loss|validation|traffic)/[a-z0-9_]{1,40}")
+METRIC = re.compile(r"(loss|validation|traffic|privacy)/[a-z0-9_]{1,40}")
 
 FEWEST_FOR_A_MEDIAN = 3
 """With two updates, the median of their norms is no witness against either."""

@@ -10,6 +10,7 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, LossWeights, TagGAN
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
 from fedgan.settings.simulation import Aggregation, Data, Model, ServerOptimizer, Simulation
 from fedgan.settings.types import Name, SiteName
 
@@ -25,7 +26,9 @@ __all__ = [
     "ManifestData",
     "Model",
     "Name",
+    "NoPrivacy",
     "NoServerOptimizer",
+    "PatientPrivacy",
     "PhantomData",
     "ServerAdam",
     "ServerMomentum",

@@ -15,11 +15,13 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, TagGAN
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
 from fedgan.settings.types import Count, Fraction, Frozen, Name
 
 Data = Annotated[PhantomData | ManifestData, Field(discriminator="kind")]
 Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
 Aggregation = Annotated[GanFedAvg | FedAvg, Field(discriminator="kind")]
+Privacy = Annotated[NoPrivacy | PatientPrivacy, Field(discriminator="kind")]
 ServerOptimizer = Annotated[NoServerOptimizer | ServerMomentum | ServerAdam, Field(discriminator="kind")]
 
 
@@ -67,6 +69,24 @@ class Simulation(Frozen):
     server_optimizer: ServerOptimizer
     """What the coordinator makes of the sites' mean step, on trained tensors alone."""
     compress: Compression
+    privacy: Privacy
+    """What is promised to each patient."""
+
+    @model_validator(mode="after")
+    def _private_runs_tell_nothing_else(self) -> Self:
+        if isinstance(self.privacy, NoPrivacy):
+            return self
+        told = self.aggregation
+        contradictions = {
+            "select=last: a choice by validation patients would tell of them": self.select != "last",
+            "compare=false: the other arms would spend the same patients' budget again": self.compare,
+            "aggregation.share=both: what stays at a site has learned of the same patients": isinstance(told, GanFedAvg)
+            and told.share != "both",
+        }
+        if found := [needed for needed, contradicts in contradictions.items() if contradicts]:
+            msg = "privacy=patient needs " + "; ".join(found)
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _own_generators_are_the_last(self) -> Self:
