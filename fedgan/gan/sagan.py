@@ -104,8 +104,8 @@ class SAGAN(nn.Module):
         """Return nothing: no disease is told from another."""
         return ()
 
-    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run the generator over every scan that may show disease."""
+    def imagine(self, batch: Batch, rng: torch.Generator, *, for_critics: bool = False) -> Scene:
+        """Run the generator over every scan that may show disease, which is all that either player looks at."""
         suspects = torch.cat([batch.unlabelled, batch.abnormal])
         return Scene(batch.normal, suspects, self.heal(suspects, rng) if len(suspects) else suspects)
 

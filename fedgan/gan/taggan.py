@@ -122,17 +122,18 @@ class TagGAN(nn.Module):
         """Return the classifier's head: one row for each disease."""
         return "classifier.out.weight", "classifier.out.bias"
 
-    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run each generator once, over all scans that it is to see."""
+    def imagine(self, batch: Batch, rng: torch.Generator, *, for_critics: bool = False) -> Scene:
+        """Run each generator once, over all scans that it is to see, or over those alone whose result critics see."""
         suspects = torch.cat([batch.abnormal, batch.unlabelled])
         everything = batch.diseases.new_ones(len(batch.unlabelled), self.num_diseases)
         asked = torch.cat([torch.maximum(batch.diseases, ask_for(batch.diseases, rng)), everything])
         put_in = ask_for(batch.diseases.new_empty(len(batch.normal), self.num_diseases), rng)
-        pasted = self._paste(batch, rng)
-        differences, where = self.forward_generator.look(
-            torch.cat([suspects, batch.normal, pasted]), torch.cat([asked, put_in, put_in])
-        )
-        kinds = [len(suspects), len(batch.normal), len(pasted)]
+        healthy = batch.normal[:0] if for_critics else batch.normal
+        pasted = healthy if for_critics else self._paste(batch, rng)
+        kinds = [len(suspects), len(healthy), len(pasted)]
+        shown = torch.cat([suspects, healthy, pasted])
+        asked_of_all = torch.cat([asked, put_in[: len(healthy)], put_in[: len(pasted)]])
+        differences, where = self.forward_generator.look(shown, asked_of_all) if len(shown) else (shown, shown[:, :0])
         suspected, normal, restored = torch.split(differences, kinds)
         _, normal_where, pasted_where = torch.split(where, kinds)
         counterpart = suspects - suspected

@@ -141,7 +141,7 @@ def refresh_spectral_norms(networks: nn.Module) -> None:
 def _critic_loss(method: Method, players: Players, patient: Patient) -> Tensor | None:
     stream = secret_stream()
     with torch.no_grad(), players.arithmetic():
-        scene = method.imagine(patient(stream), stream)
+        scene = method.imagine(patient(stream), stream, for_critics=True)
     with players.arithmetic():
         return _sum(method.critic_terms(scene, stream))
 
