@@ -71,9 +71,9 @@ def train_privately(
         for _ in range(mechanism.critic_steps):
             losses = (_critic_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
             release(players.critics, critics, losses, mechanism)
+            refresh_spectral_norms(networks)
         losses = (_generator_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
         release(players.generators, generators, losses, mechanism)
-        refresh_spectral_norms(networks)
         method.follow()
         on_step(step, {})
     networks.train()
