@@ -126,7 +126,17 @@ class RunFolder:
         save_round(self._file(model.round), model)
         save_model(self.path / "model", model, self.card)
         self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
+        if fallen := self._fallen(entry):
+            self.audit.record("epsilon fell", round=model.round, sites=fallen)
         self._forget({model.round, self.best_round() or model.round})
+
+    def _fallen(self, entry: Round) -> list[str]:
+        """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
+        spent = {
+            site: max(kept.privacy[site]["epsilon"] for kept in self.history if site in kept.privacy)
+            for site in entry.privacy
+        }
+        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < spent[site])
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""
