@@ -4,6 +4,7 @@ Each line carries the SHA-256 of the line before it, so that a line changed, rem
 comes after it. Who holds a later line's digest can tell whether the end is missing.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ BEGINNING = "0" * 64
 
 
 class Audit:
-    """An append-only file of events."""
+    """An append-only file of events, to which several processes may write."""
 
     def __init__(self, path: Path) -> None:
         """Continue the file at ``path``, or begin it at the first event."""
@@ -29,10 +30,15 @@ class Audit:
             RunFolderError: the file cannot be written.
         """
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}
-        line["previous"] = self._last_digest()
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._line_break() + json.dumps(line, sort_keys=True) + "\n")
+            with self._path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: each line must follow from the one before
+                file.seek(0)
+                written = file.read()
+                line["previous"] = _last_digest(written)
+                # What a crash left unfinished is ended here, so that it breaks the chain for itself alone.
+                torn = b"\n" if written and not written.endswith(b"\n") else b""
+                file.write(torn + json.dumps(line, sort_keys=True).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -40,14 +46,10 @@ class Audit:
                 f"the audit cannot be written ({error.strerror}); free the disk, then resume"
             ) from error
 
-    def _line_break(self) -> str:
-        """Return what ends a line that a crash left unfinished, so that it breaks the chain for itself alone."""
-        torn = self._path.exists() and self._path.stat().st_size and not self._path.read_bytes().endswith(b"\n")
-        return "\n" if torn else ""
 
-    def _last_digest(self) -> str:
-        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
-        return hashlib.sha256(lines[-1]).hexdigest() if lines else BEGINNING
+def _last_digest(written: bytes) -> str:
+    lines = written.splitlines()
+    return hashlib.sha256(lines[-1]).hexdigest() if lines else BEGINNING
 
 
 def broken_links(path: Path) -> list[int]:

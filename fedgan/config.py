@@ -37,7 +37,7 @@ def load(root: str, kind: type[Settings], overrides: Sequence[str]) -> Settings:
     Raises:
         SettingsError: anything is missing, unknown, malformed or out of bounds; the message lists it all.
     """
-    lines, problems = _screen(overrides)
+    lines, problems = _screen(root, overrides)
     try:
         values, _ = _compose(root, lines)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a list's item that is no number
@@ -110,12 +110,12 @@ def _compose(root: str, lines: list[str]) -> tuple[dict[str, Any], dict[str, str
     return cast("dict[str, Any]", OmegaConf.to_container(ours, resolve=True)), choices
 
 
-def _screen(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _screen(root: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the overrides as Hydra shall apply them, and what is wrong with the others, by key.
 
     Every value is forced in (``++``), known or not: the settings know what is unknown, and say so of all at once.
     """
-    choices = groups()
+    choices = _groups_of(root)
     parser = OverridesParser.create()
     chosen: dict[str, str] = {}
     given: list[tuple[str, str]] = []
@@ -137,6 +137,14 @@ def _screen(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     # What was set below a choice that cannot be made can be judged only after it; an experiment makes any choice.
     unsettled = tuple(f"{group}." for group in choices if group in problems or "experiment" in problems)
     return [*chosen.values(), *(line for key, line in given if not key.startswith(unsettled))], problems
+
+
+def _groups_of(root: str) -> dict[str, list[str]]:
+    """Return the choices of every group: none of a group that ``configs/<root>.yaml`` does not choose from."""
+    file = _CONFIGS / f"{root}.yaml"
+    chosen = yaml.safe_load(file.read_text(encoding="utf-8"))["defaults"] if file.is_file() else []
+    named = {group for choice in chosen if isinstance(choice, dict) for group in choice}
+    return {group: names if group in named else [] for group, names in groups().items()}
 
 
 def _parsed(text: str, parser: OverridesParser) -> Override | None:
@@ -170,7 +178,7 @@ def _refusal(override: Override, choices: Mapping[str, list[str]]) -> str | None
         return "unknown setting"
     if key not in choices or value in choices[key] or (key == "experiment" and value is None):
         return None
-    return f"unknown choice {value}; choose one of {', '.join(choices[key])}"
+    return f"unknown choice {value}; choose one of {', '.join(choices[key])}" if choices[key] else "no choice here"
 
 
 def _validate(where: str, kind: type[Settings], values: Values, problems: Mapping[str, str]) -> Settings:
@@ -224,19 +232,17 @@ def _say(key: str, mistake: ErrorDetails, fields: Mapping[str, FieldInfo]) -> st
         return _unknown(key, list(fields))
     if mistake["type"] == "union_tag_invalid":
         return f"unknown kind; choose one of {mistake['ctx']['expected_tags']}"
-    said = mistake["msg"].removeprefix("Value error, ")
-    given = mistake["input"]
+    said, given = mistake["msg"].removeprefix("Value error, "), mistake["input"]
     return said if isinstance(given, Mapping) else f"{said} (got {json.dumps(given, default=str, ensure_ascii=False)})"
 
 
 def _required(key: str, fields: Mapping[str, FieldInfo]) -> str:
-    folder = key in fields and fields[key].annotation is Path
-    return f"required; give {key}={'FOLDER' if folder else 'VALUE'}"
+    return f"required; give {key}={'FOLDER' if key in fields and fields[key].annotation is Path else 'VALUE'}"
 
 
 def _unknown(key: str, known: list[str]) -> str:
     """Say that there is no such setting, and which may have been meant."""
-    if owners := _owners(key):
+    if key in known and (owners := _owners(key)):
         return f"unknown setting here; it belongs to {' or '.join(owners)}"
     parents = {setting.rpartition(".")[0] for setting in known} - {""}
     leaf = key.rpartition(".")[2]

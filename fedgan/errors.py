@@ -9,6 +9,24 @@ FedganError
 ├── BudgetExhausted      the coordinator, which goes on without it: a site's patients have no privacy left to spend
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
+│   └── ReleaseRefused   the coordinator, told by the site: a release is not to be trusted; the model before it stays
+│       ├── TamperedRelease  its card or weights are not what was signed
+│       ├── ForeignKey       another key signed it
+│       ├── ForeignRelease   it is of another federation
+│       └── OlderRelease     it does not come after the one that is installed
+├── ReleaseUnavailable   the site, which tries again: a release has not arrived whole; what has is kept
+├── SiteRefused          the site, with the coordinator: the federation does not let it in, or no longer
+├── PolicyRefused        the coordinator, or the hospital: the site's own policy does not allow what is asked
+│   ├── BundleRefused    code that the site has not approved
+│   ├── TaskTooLong      more local steps or more seconds than a task may take
+│   ├── ModelRefused     a kind or size of model that is not trained there
+│   ├── DiseaseRefused   a disease that the site's labels do not speak of
+│   └── PrivacyRefused   less privacy than the site demands
+├── TaskAbandoned        nobody: who asked no longer waits for the answer
+├── HomeError            the person who runs it: the folder of a federation or a site is missing, in use or not writable
+├── InvitationRefused    the site's engineer: an invitation is damaged, expired, used, or of another federation
+├── RequestRefused       the coordinator, with the site: a site is unknown, or its request cannot be signed
+├── Unreachable          the site's network engineer: the coordinator cannot be reached, or is another than expected
 ├── EngineFailed         the person who runs it: Flower did not start, or the run in it did not finish
 ├── Diverged             the coordinator: training has no way down; change the recipe
 ├── QuorumNotMet         the coordinator: too few sites trained in a round
@@ -72,6 +90,78 @@ class RunFolderError(FedganError):
 
 class ModelError(FedganError):
     """A model's folder is missing, damaged, or not of this project."""
+
+
+class ReleaseRefused(ModelError):
+    """A release is not to be trusted, and the model before it stays."""
+
+
+class TamperedRelease(ReleaseRefused):
+    """A release's card or weights are not what was signed."""
+
+
+class ForeignKey(ReleaseRefused):
+    """A release is signed with another key than the federation's."""
+
+
+class ForeignRelease(ReleaseRefused):
+    """A release is of another federation."""
+
+
+class OlderRelease(ReleaseRefused):
+    """A release does not come after the one that is installed."""
+
+
+class ReleaseUnavailable(FedganError):
+    """A release has not arrived whole; what has arrived is kept for the next attempt."""
+
+
+class SiteRefused(FedganError):
+    """The federation does not let a site in, or no longer."""
+
+
+class PolicyRefused(FedganError):
+    """A site's own policy does not allow what the coordinator asks of it."""
+
+
+class BundleRefused(PolicyRefused):
+    """The coordinator ships code that the site has not approved."""
+
+
+class TaskTooLong(PolicyRefused):
+    """A task would take, or has taken, longer than the site allows."""
+
+
+class ModelRefused(PolicyRefused):
+    """A task is for a kind or size of model that the site does not train."""
+
+
+class DiseaseRefused(PolicyRefused):
+    """A task is about a disease that the site does not let its scans be used for."""
+
+
+class PrivacyRefused(PolicyRefused):
+    """A task gives the site's patients less privacy than the site demands."""
+
+
+class TaskAbandoned(FedganError):
+    """Who asked for a task no longer waits for its answer, so that the training ends."""
+
+
+class HomeError(FedganError):
+    """The folder of a federation or of a site is missing, in use already, damaged, or cannot be written."""
+
+
+class InvitationRefused(FedganError):
+    """An invitation is damaged, expired, used already, or not of this federation."""
+
+
+class RequestRefused(FedganError):
+    """A site is not known, or what it asks cannot be signed."""
+
+
+class Unreachable(FedganError):
+    """The coordinator cannot be reached, or who answers is not the coordinator."""
 
 
 class EngineFailed(FedganError):

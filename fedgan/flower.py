@@ -10,26 +10,22 @@ import importlib.util
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from fedgan.errors import EngineFailed, SettingsError
+from fedgan.processes import flower_environment, free_port, process_group, wait_until_open
 
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 10.0
 CONNECTION = "simulation"
+TESTED = "1.41."
 LOG = "engine.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -54,14 +50,6 @@ clientapp = "client_app:app"
 run-folder = {folder}
 """,
 }
-
-# Its input ends when we close it or die, whatever we die of.
-GUARD = """\
-import contextlib, os, signal, sys
-sys.stdin.read()
-with contextlib.suppress(ProcessLookupError):
-    os.killpg(int(sys.argv[1]), signal.SIGKILL)
-"""
 
 
 def run_on_flower(folder: Path, *, num_sites: int, on_output: Callable[[str], None]) -> None:
@@ -106,16 +94,8 @@ class _Engine:
         return str(self.ask("run", str(bundle), CONNECTION, "--federation-config", resources)["run-id"])
 
     def ask(self, *words: str) -> dict[str, Any]:
-        """Return what the ``flwr`` command answers; its exit code is 0 even when it fails."""
-        command = ["flwr", *words, "--format", "json"]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout)
-        except json.JSONDecodeError:
-            answer = {"error-message": done.stdout + done.stderr}
-        if not answer.get("success"):
-            raise EngineFailed(f"flwr {words[0]} was refused: {answer.get('error-message')}")
-        return answer
+        """Return what the ``flwr`` command answers."""
+        return ask_flower(self.env, *words)
 
     def follow(self, number: str, on_output: Callable[[str], None]) -> Sequence[str]:
         """Hand on each line of run ``number`` until it ends, and return the last."""
@@ -133,12 +113,40 @@ class _Engine:
         return tail
 
 
+def check_flower() -> None:
+    """Check that Flower is of the version whose undocumented ways, on which a deployment rests, are known.
+
+    Raises:
+        SettingsError: it is another.
+    """
+    found = version("flwr")
+    if not found.startswith(TESTED):
+        raise SettingsError(
+            f"flwr {found} is installed, and only {TESTED}* is known to work: pip install 'flwr>=1.41,<1.42'"
+        )
+
+
+def ask_flower(env: dict[str, str], *words: str) -> dict[str, Any]:
+    """Return what the ``flwr`` command answers; its exit code is 0 even when it fails.
+
+    Raises:
+        EngineFailed: it fails; the message says why.
+    """
+    command = ["flwr", *words, "--format", "json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        answer = {"error-message": done.stdout + done.stderr}
+    if not answer.get("success"):
+        raise EngineFailed(f"flwr {words[0]} was refused: {answer.get('error-message')}")
+    return answer
+
+
 @contextmanager
 def _running_engine(home: Path) -> Iterator[_Engine]:
     """Run Flower's two long-lived processes, with their files in ``home``, until the block ends, however it ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (home / "config.toml").write_text(f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     secret = home / "secret"
     secret.write_bytes(os.urandom(32))
@@ -147,70 +155,23 @@ def _running_engine(home: Path) -> Iterator[_Engine]:
     executor = ["flower-superexec", f"--runtime-api-address=127.0.0.1:{port}"]
     shared = ["--insecure", f"--superexec-auth-secret-file={secret}"]
     env = _environment(home)
-    with _process_group([*link, *shared], env, home) as superlink:
-        _wait_until_open(port, superlink, home / LOG)
-        with _process_group([*executor, *shared], env, home) as superexec:
+    with process_group([*link, *shared], env, home / LOG) as superlink:
+        wait_until_open(port, superlink, home / LOG)
+        with process_group([*executor, *shared], env, home / LOG) as superexec:
             yield _Engine(home, env, superexec)
-
-
-@contextmanager
-def _process_group(command: Sequence[str], env: dict[str, str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` and what it starts, Ray included, until the block ends or this process dies."""
-    with (
-        (home / LOG).open("ab") as log,
-        subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True) as process,
-        subprocess.Popen(
-            [sys.executable, "-I", "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
-        ),
-    ):
-        try:
-            yield process
-        finally:
-            _stop(process)
 
 
 def _environment(home: Path) -> dict[str, str]:
     """Return the environment of everything that is started."""
     own = {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # sites see the GPU without each having to reserve a share of it
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
-        "PYTHONPATH": _path(str(Path(__file__).parents[1]), "PYTHONPATH"),
-        "PATH": _path(sysconfig.get_path("scripts"), "PATH"),
     }
     # Ray puts sockets there, and the path of a socket may have only about a hundred letters.
-    return {**os.environ, **own} | ({"RAY_TMPDIR": str(home)} if len(str(home)) < 32 else {})
-
-
-def _path(first: str, variable: str) -> str:
-    return os.pathsep.join(filter(None, [first, os.environ.get(variable)]))
-
-
-def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise EngineFailed(f"Flower did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    return {**flower_environment(home), **own} | ({"RAY_TMPDIR": str(home)} if len(str(home)) < 32 else {})
 
 
 def _end_after(first: subprocess.Popen[bytes], then: subprocess.Popen[str]) -> None:
     """End ``then`` once ``first`` is gone: without its executor a run never ends, nor does its log."""
     first.wait()
     then.terminate()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group of ``process`` to end, and give it time; the guard ends what is left."""
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    with suppress(ProcessLookupError):  # nobody is left
-        os.killpg(process.pid, signal.SIGTERM)
-        while time.monotonic() < deadline:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fedgan.assembly import draws_at_sites, networks_for
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import choose_device, drawing_of, num_parameters
@@ -25,8 +26,8 @@ from fedgan.results.pictures import Example, save_map
 from fedgan.results.reading import draw, read
 from fedgan.results.thresholds import Choose, Threshold, by_masks, by_normals
 from fedgan.run_folder import RunFolder
-from fedgan.settings import Simulation
-from fedgan.simulation import Arm, draws_at_sites, networks_for
+from fedgan.settings import Run, Simulation
+from fedgan.simulation import Arm
 from fedgan.streams import generator_for
 
 EXAMPLES_PER_CLASS = 3
@@ -39,7 +40,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     Returns:
         The run's metrics and the examples of the federated arm, which comes first in ``trained``.
     """
-    networks = networks_for(settings)
+    networks = networks_for(settings, choose_device(settings.device))
     federated, folder = trained[0]
     test = pool([cohort.split("test") for cohort in federated.cohorts.values()])
     bootstrap = Bootstrap(settings.bootstrap, settings.seed)
@@ -53,7 +54,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         )
     examples = drawers[federated.name].examples(federated.cohorts, seed=settings.seed)
     val = pool([cohort.split("val") for cohort in federated.cohorts.values()])
-    chosen, chosen_by = _choose(settings, folder)
+    chosen, chosen_by = choose_round(settings, folder)
     result = metrics.Metrics(
         name=folder.path.name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,7 +68,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         chosen_round=chosen,
         chosen_by=chosen_by,
         rounds=folder.history,
-        contributions=contributions(_up_to(chosen, folder)),
+        contributions=contributions(up_to(chosen, folder)),
         arms=tuple(reversed(scored)),
         controls=controls(test, val, choose=_chooser(settings), bootstrap=Bootstrap(0, settings.seed)),
         comparisons=tuple(_comparisons([arm for arm, _ in trained], readings, bootstrap)),
@@ -75,7 +76,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
     return result, examples
 
 
-def how_it_ended(settings: Simulation, folder: RunFolder) -> str:
+def how_it_ended(settings: Run, folder: RunFolder) -> str:
     """Return after which round the training in ``folder`` ended, and why there if it ended early, in words."""
     last = folder.history[-1].round
     if last == settings.rounds:
@@ -123,7 +124,7 @@ class _Maps:
 
 def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder) -> tuple[Threshold, _Maps]:
     """Put the chosen round into ``model/``; return the threshold from the arm's validation scans, and who draws."""
-    number, _ = _choose(settings, folder)
+    number, _ = choose_round(settings, folder)
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
     personal = arm.kind == "federated" and draws_at_sites(settings)
@@ -136,7 +137,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
         "threshold_by": threshold.chosen_by,
         "normal_scores": normal_scores,
         "no_normal_scores": None if normal_scores else TOO_FEW,
-        "contributions": {site: part.model_dump() for site, part in contributions(_up_to(number, folder)).items()},
+        "contributions": {site: part.model_dump() for site, part in contributions(up_to(number, folder)).items()},
     }
     folder.release(model, **card)
     for site in arm.cohorts if personal else ():
@@ -144,7 +145,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
     return threshold, maps
 
 
-def _up_to(number: int, folder: RunFolder) -> list[metrics.Round]:
+def up_to(number: int, folder: RunFolder) -> list[metrics.Round]:
     """Return the rounds that made the model of round ``number``."""
     return [kept for kept in folder.history if kept.round <= number]
 
@@ -154,7 +155,7 @@ def _chooser(settings: Simulation) -> Choose:
     return by_masks if settings.threshold == "masks" else partial(by_normals, false_positives=settings.false_positives)
 
 
-def _choose(settings: Simulation, folder: RunFolder) -> tuple[int, str]:
+def choose_round(settings: Run, folder: RunFolder) -> tuple[int, str]:
     """Return the round that is the result, and how it was chosen, in words."""
     best, last = folder.best_round(), folder.history[-1].round
     if settings.select == "last":

@@ -74,6 +74,8 @@ class RoundTask:
 
     model: GlobalModel
     local_steps: int
+    terms: str = ""
+    """``fedgan.settings.Terms`` of the run, as YAML; empty where sites know the run's settings anyway."""
 
 
 @dataclass(frozen=True, slots=True)

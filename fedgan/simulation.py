@@ -6,25 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
+from fedgan.assembly import aggregation_in, build_site, networks_for, promise_in
 from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, hide_labels, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
-from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
-from fedgan.federated.coordinator import Aggregation, Federation, Plan, run_rounds, score_last
-from fedgan.federated.memory import FolderMemory
-from fedgan.federated.sharing import Sharing
-from fedgan.federated.site import Recipe, Site, weights_of
+from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
+from fedgan.federated.site import Site, weights_of
 from fedgan.federated.spool import Spool
-from fedgan.gan.build import build_networks, choose_device, computes_in_bfloat16, drawing_of
+from fedgan.gan.build import choose_device
 from fedgan.gan.method import Method
-from fedgan.privacy.build import Length, build_promise
-from fedgan.privacy.promise import Promise
+from fedgan.privacy.build import simulated_ledger
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
-from fedgan.results.reading import figures_of, validate
+from fedgan.results.reading import figures_of
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import GanFedAvg, ManifestData, NoPrivacy, PatientPrivacy, PhantomData, Simulation
+from fedgan.settings import AgreedScans, GanFedAvg, ManifestData, PatientPrivacy, PhantomData, Run, Simulation
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -166,7 +163,7 @@ def arms_of(settings: Simulation, cohorts: Mapping[str, Cohort]) -> list[Arm]:
     ]
 
 
-def open_folder(settings: Simulation, path: Path) -> RunFolder:
+def open_folder(settings: Run, path: Path) -> RunFolder:
     """Return the run's folder at ``path``, whose models say how to draw maps with them.
 
     Raises:
@@ -176,103 +173,25 @@ def open_folder(settings: Simulation, path: Path) -> RunFolder:
         "model": settings.model.model_dump(mode="json"),
         "diseases": list(settings.data.diseases),
         "size": settings.data.size,
-        "intensity": settings.data.intensity if isinstance(settings.data, ManifestData) else "range",
+        "intensity": settings.data.intensity if isinstance(settings.data, AgreedScans) else "range",
     }
     return RunFolder(path, card, FIGURES[settings.select])
 
 
-def networks_for(settings: Simulation) -> Method:
-    """Return untrained networks on the settings' device."""
-    return build_networks(
-        settings.model,
-        num_diseases=len(settings.data.diseases),
-        seed=settings.seed,
-        device=choose_device(settings.device),
-        one_patient=isinstance(settings.privacy, PatientPrivacy),
-    )
-
-
-def bfloat16_in(settings: Simulation) -> bool:
-    """Return whether the settings' arithmetic is bfloat16 on their device."""
-    if settings.precision == "auto":
-        return computes_in_bfloat16(choose_device(settings.device))
-    return settings.precision == "bfloat16"
-
-
-def build_site(
-    settings: Simulation,
-    name: str,
-    cohort: Cohort,
-    networks: Method,
-    *,
-    memory: Path | None = None,
-    watcher: Watcher | None = None,
+def simulated_site(
+    settings: Simulation, name: str, cohort: Cohort, networks: Method, *, memory: Path, watcher: Watcher | None = None
 ) -> Site:
-    """Return the site ``name``, which trains ``networks`` on ``cohort`` as the settings say.
-
-    ``memory`` is the folder in which it remembers; without, it begins every round with what it is sent.
-    """
-    told = settings.aggregation
-    recipe = Recipe(
-        sharing=sharing_in(settings, networks),
-        encodings=build_encodings(settings.compress, networks),
-        validate=partial(validate, drawing=drawing_of(settings.model)),
-        seed=settings.seed,
-        rounds=settings.rounds,
-        batch_size=settings.model.batch_size,
-        augment=settings.model.augment,
-        critic_steps=settings.model.critic_steps,
-        learning_rate=settings.model.learning_rate,
-        critic_learning_rate=settings.model.critic_learning_rate,
-        last_rate=settings.model.last_rate,
-        betas=settings.model.betas,
-        bfloat16=bfloat16_in(settings),
-        prox=(told.generator_prox, told.discriminator_prox) if isinstance(told, GanFedAvg) else (0.0, 0.0),
-        moments=told.moments if isinstance(told, GanFedAvg) else "reset",
-        promise=_promise_in(settings, name, memory),
-    )
-    kept = FolderMemory(memory) if memory else None
-    return Site(name, cohort, networks, recipe, memory=kept, on_step=partial(_tell, watcher, name))
-
-
-def _promise_in(settings: Simulation, site: str, memory: Path | None) -> Promise | None:
-    """Return what a simulated site promises, with an account of this run alone: a simulation sends nothing anywhere."""
-    if isinstance(settings.privacy, NoPrivacy):
-        return None
-    if memory is None:
-        raise SettingsError("privacy=patient: a site needs a folder for its ledger; give it a memory")
-    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
-    return build_promise(settings.privacy, length, site=site, federation=settings.name or "simulation", folder=memory)
-
-
-def draws_at_sites(settings: Simulation) -> bool:
-    """Return whether each site draws maps with generators of its own."""
-    return isinstance(settings.aggregation, GanFedAvg) and settings.aggregation.share in ("discriminator", "none")
-
-
-def sharing_in(settings: Simulation, networks: Method) -> Sharing:
-    """Return which tensors of ``networks`` leave a site, and when.
+    """Return the site ``name``, which remembers and keeps its accounts in ``memory``.
 
     Raises:
-        SettingsError: a network to be shared is not one of them.
+        SettingsError: a network to be shared is not one of the method's, or no noise keeps what is promised.
     """
-    return build_sharing(
-        settings.aggregation,
-        networks,
-        rounds=settings.rounds,
-        local_steps=settings.local_steps,
-        num_diseases=len(settings.data.diseases),
-    )
-
-
-def aggregation_in(settings: Simulation, networks: Method) -> Aggregation:
-    """Return what combines the updates of ``networks`` as the settings say.
-
-    Raises:
-        As ``sharing_in``.
-    """
-    sharing = sharing_in(settings, networks)
-    return build_aggregation(settings.aggregation, settings.server_optimizer, networks, sharing, settings.compress)
+    promise = None
+    if isinstance(settings.privacy, PatientPrivacy):
+        ledger = simulated_ledger(settings.privacy, site=name, folder=memory)
+        promise = promise_in(settings, ledger, federation=settings.name or "simulation")
+    on_step = partial(_tell, watcher, name)
+    return build_site(settings, name, cohort, networks, memory=memory, promise=promise, on_step=on_step)
 
 
 def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, float]) -> None:
@@ -281,15 +200,16 @@ def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, f
 
 
 def train_in_folder(
-    settings: Simulation,
+    settings: Run,
     folder: RunFolder,
     federation: Federation,
     *,
-    local_steps: int,
-    quorum: int,
+    terms: str = "",
     watcher: Watcher | None = None,
 ) -> None:
     """Train from the folder's last kept round (or untrained networks) until the settings' end, and score the last.
+
+    Each task carries the ``terms``.
 
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
@@ -306,12 +226,13 @@ def train_in_folder(
 
     untrained = networks_for(settings)
     model = folder.latest() or GlobalModel(0, weights_of(untrained))
-    plan = Plan(settings.rounds, local_steps, quorum, aggregation_in(settings, untrained))
+    aggregation = aggregation_in(settings, untrained)
+    plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
         if model.round < settings.rounds:
             folder.audit.record("stopped early", round=model.round, rounds=settings.rounds, patience=settings.patience)
-        folder.note_validation(model.round, score_last(model, federation))
+        folder.note_validation(model.round, score_last(model, federation, terms))
 
 
 def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher: Watcher | None = None) -> None:
@@ -323,16 +244,17 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
     if arm.kind != "federated" and isinstance(settings.aggregation, GanFedAvg):  # one model, whoever shares it
         whole = {"share": "both", "generator_every": None, "discriminator_every": None}
         settings = settings.model_copy(update={"aggregation": settings.aggregation.model_copy(update=whole)})
-    networks = networks_for(settings)
+    settings = settings.model_copy(update={"local_steps": arm.local_steps, "quorum": arm.quorum})
+    networks = networks_for(settings, choose_device(settings.device))
     sites = [
-        build_site(settings, name, cohort, networks, memory=folder.memory_of(name), watcher=watcher)
+        simulated_site(settings, name, cohort, networks, memory=folder.memory_of(name), watcher=watcher)
         for name, cohort in arm.cohorts.items()
     ]
     if watcher:
         done = model.round if (model := folder.latest()) else 0
         watcher.arm(arm.name, rounds=settings.rounds, done=done, steps=arm.local_steps * len(sites))
     federation = InProcess(sites, folder.spool)
-    train_in_folder(settings, folder, federation, local_steps=arm.local_steps, quorum=arm.quorum, watcher=watcher)
+    train_in_folder(settings, folder, federation, watcher=watcher)
     folder.spool.clear()
 
 
@@ -346,5 +268,5 @@ def run_in_folder(path: Path, federation_of: Callable[[Sequence[str], Spool], Fe
     settings = read(path / "config.yaml", Simulation)
     folder = open_folder(settings, path)
     federation = federation_of(settings.data.sites or (), folder.spool)
-    train_in_folder(settings, folder, federation, local_steps=settings.local_steps, quorum=settings.quorum)
+    train_in_folder(settings, folder, federation)
     folder.spool.clear()

@@ -39,6 +39,9 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 MOST_DISEASES = 1000
 
+MOST_TERMS_BYTES = 16 * 1024
+"""Many times what the terms of a run take."""
+
 
 Known = Callable[[str], Weights | None]
 """From a digest to the weights that have it, where they are known."""
@@ -46,18 +49,15 @@ Known = Callable[[str], Weights | None]
 
 def pack_task(task: RoundTask) -> RecordDict:
     """Return the message content of ``task``, for a site of which nothing is known."""
-    terms = ConfigRecord({"round": task.model.round, "local-steps": task.local_steps})
-    return RecordDict({"task": terms, "weights": _pack_weights(task.model.weights)})
+    return RecordDict({"task": _pack_head(task), "weights": _pack_weights(task.model.weights)})
 
 
 def pack_step(task: RoundTask, step: ModelStep) -> RecordDict:
     """Return the message content of ``task`` for a site that has the weights from which ``step`` leads to its model."""
-    digest = digest_of(task.model.weights)
-    terms = ConfigRecord(
-        {"round": task.model.round, "local-steps": task.local_steps, "base": step.base, "digest": digest}
-    )
+    head = _pack_head(task)
+    head["base"], head["digest"] = step.base, digest_of(task.model.weights)
     moved, replaced = _pack_weights(step.moved), _pack_weights(step.replaced)
-    return RecordDict({"task": terms, "moved": moved, "replaced": replaced})
+    return RecordDict({"task": head, "moved": moved, "replaced": replaced})
 
 
 def unpack_task(records: RecordDict, known: Known = lambda digest: None) -> RoundTask:
@@ -67,19 +67,28 @@ def unpack_task(records: RecordDict, known: Known = lambda digest: None) -> Roun
         UpdateRejected: ``records`` are not a task, or the step in them does not lead where it says.
         BaseMissing: they are a step from weights that are not ``known``.
     """
-    terms = _record(records, "task", ConfigRecord)
-    number, local_steps = _count(terms, "round"), _count(terms, "local-steps")
+    head = _record(records, "task", ConfigRecord)
+    number, local_steps, terms = _count(head, "round"), _count(head, "local-steps"), _terms(head)
     if "weights" in records:
         weights = _unpack_weights(_record(records, "weights", ArrayRecord))
-        return RoundTask(GlobalModel(number, weights), local_steps)
-    base = known(_digest(terms, "base"))
+        return RoundTask(GlobalModel(number, weights), local_steps, terms)
+    base = known(_digest(head, "base"))
     if base is None:
         raise BaseMissing("the model before this step is not here; the coordinator must send all of it")
     moved = _unpack_weights(_record(records, "moved", ArrayRecord))
     weights = _walk(base, moved, _unpack_weights(_record(records, "replaced", ArrayRecord)))
-    if digest_of(weights) != _digest(terms, "digest"):
+    if digest_of(weights) != _digest(head, "digest"):
         raise _rejected("the step does not lead to the model that it names")
-    return RoundTask(GlobalModel(number, weights), local_steps)
+    return RoundTask(GlobalModel(number, weights), local_steps, terms)
+
+
+def terms_in(records: RecordDict) -> str:
+    """Return the terms that come with a task, before the rest of it is unpacked; a site judges them first.
+
+    Raises:
+        UpdateRejected: ``records`` are not a task.
+    """
+    return _terms(_record(records, "task", ConfigRecord))
 
 
 def _walk(base: Weights, moved: Weights, replaced: Weights) -> Weights:
@@ -152,6 +161,10 @@ def unpack_partition(records: RecordDict) -> int:
     return _count(_record(records, "node", ConfigRecord), "partition")
 
 
+def _pack_head(task: RoundTask) -> ConfigRecord:
+    return ConfigRecord({"round": task.model.round, "local-steps": task.local_steps, "terms": task.terms})
+
+
 def _pack_weights(weights: Weights) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in weights.items()})
 
@@ -179,6 +192,13 @@ def _count(terms: Mapping[str, object], name: str) -> int:
     value = terms.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise _rejected(f"{name} is not a whole number from 0")
+    return value
+
+
+def _terms(head: Mapping[str, object]) -> str:
+    value = head.get("terms")
+    if not isinstance(value, str) or len(value.encode(errors="surrogatepass")) > MOST_TERMS_BYTES:
+        raise _rejected("the terms are not a short text")
     return value
 
 

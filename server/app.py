@@ -1,4 +1,4 @@
-"""The Flower ServerApp of a simulation: the coordinator's loop, with the sites behind Flower's Grid."""
+"""The Flower ServerApp: the coordinator's loop, with the sites behind Flower's Grid, simulated or at hospitals."""
 
 import logging
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from fedgan.federated.coordinator import Federation
 from fedgan.federated.spool import Spool
 from fedgan.simulation import run_in_folder
 from server.federation import FlowerFederation, bind_simulated_nodes
+from server.training import train_between_hospitals
 
 JOIN_TIMEOUT_S = 600.0
 """How long simulated sites may take to start; Ray alone takes most of a minute on a busy machine."""
@@ -23,7 +24,15 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the run in ``run-folder`` from its last kept round to its last, saying each round as it is kept."""
+    """Train a run from its last kept round to its last: the one in ``run``, or the simulated one in ``run-folder``."""
+    if "run" in context.run_config:
+        train_between_hospitals(grid, str(context.run_config["run"]))
+    else:
+        _simulate(grid, Path(str(context.run_config["run-folder"])))
+
+
+def _simulate(grid: Grid, folder: Path) -> None:
+    """Train the run in ``folder``, saying each round as it is kept."""
     speak = logging.getLogger("fedgan")
     speak.addHandler(logging.StreamHandler())
     speak.setLevel(logging.INFO)
@@ -32,4 +41,4 @@ def main(grid: Grid, context: Context) -> None:
         nodes = bind_simulated_nodes(grid, sites, timeout_s=JOIN_TIMEOUT_S)
         return FlowerFederation(grid, nodes, ROUND_TIMEOUT_S, spool)
 
-    run_in_folder(Path(str(context.run_config["run-folder"])), federation_of)
+    run_in_folder(folder, federation_of)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, MessageType, RecordDict
@@ -15,21 +15,37 @@ from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_par
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.2
-"""Between two looks for replies; Flower's own way to wait looks every 3 seconds."""
+POLL_S, LONGEST_POLL_S = 0.2, 3.0
+"""Between two looks for replies: longer, the longer a round lasts, since each look is work for Flower's SuperLink."""
+
+LOOK_S = 2.0
+"""Between two looks for sites that have come."""
+
+NODE_GONE = 5
+"""Flower's code for a node whose heartbeat has stopped."""
+
+
+def never(site: str, since: float) -> bool:
+    """Return that a site has not joined anew: in a simulation none does."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
 class FlowerFederation:
     """Sites reached over Flower; a ``Federation``.
 
-    ``sites`` says whose each node is: that is the coordinator's knowledge, never a site's claim.
+    ``sites`` says whose each node is: that is the coordinator's knowledge, never a site's claim. It is looked up anew
+    in every round.
     """
 
     grid: Grid
     sites: Mapping[int, str]
     timeout_s: float
     spool: Spool
+    quorum: int = 1
+    """Updates for which a round waits, if need be, for sites that are not there."""
+    joined_anew: Callable[[str, float], bool] = never
+    """Whether a site has joined anew after a time (in seconds since the epoch): what it had been sent is lost."""
     holds: dict[str, str] = field(default_factory=dict)
     """Site to the digest of the model that it has, as its last answer proved."""
 
@@ -37,51 +53,103 @@ class FlowerFederation:
         """Send ``task`` to every site, wait at most ``timeout_s``, and return one answer per site, by name.
 
         Replies are fetched one by one as they arrive and wait on disk. A site that stays silent, breaks down or cannot
-        be understood has failed; the others' round goes on.
+        be understood has failed; the others' round goes on. A site that comes, or comes back, while others train is
+        asked too; those that are away are not waited for, once the quorum has answered.
         """
         self.spool.clear()
-        deadline = time.monotonic() + self.timeout_s
-        contents = _Contents(task)
-        pending = self._push(set(self.sites.values()), contents, task)
-        answers: dict[str, Answer] = {
-            site: SiteFailure(site, task.model.round, "NoAnswer") for site in self.sites.values()
-        }
-        while pending and time.monotonic() < deadline:
-            for message, site in list(pending.items()):
-                for reply in self.grid.pull_messages([message]):
-                    del pending[message]
-                    _, sent = contents.for_holder_of(self.holds.get(site))
-                    answers[site] = self._read(reply, site, task.model.round, sent)
-                    lacks = answers[site] == SiteFailure(site, task.model.round, BaseMissing.__name__)
-                    if lacks and self.holds.pop(site, ""):  # once: it has been sent all of it after that
-                        pending |= self._push({site}, contents, task)
-            if pending:
-                time.sleep(POLL_S)
+        asking = _Asking(self, task)
+        while not asking.over():
+            asking.send()
+            asking.fetch()
+            if not asking.over():
+                time.sleep(asking.pause_s())
+        answers = asking.answers
         self.holds.update({site: answer.digest for site, answer in answers.items() if isinstance(answer, SiteUpdate)})
-        return [answers[site] for site in sorted(answers)]
+        return [answers.get(site) or asking.silence_of(site) for site in sorted(asking.sites.values())]
 
-    def _push(self, sites: Collection[str], contents: "_Contents", task: RoundTask) -> dict[str, str]:
-        """Send the task to sites, and return the messages' names with their sites."""
-        nodes = {node: site for node, site in self.sites.items() if site in sites}
+
+class _Asking:
+    """One task on its way to the sites, and what has come back of it."""
+
+    def __init__(self, federation: FlowerFederation, task: RoundTask) -> None:
+        self.federation = federation
+        self.sites = dict(federation.sites)
+        self.number = task.model.round
+        self.contents = _Contents(task)
+        self.began = time.monotonic()
+        self.deadline = self.began + federation.timeout_s
+        self.next_look = 0.0
+        self.pending: dict[str, str] = {}
+        """Messages to sites that have not answered."""
+        self.asked: dict[str, float] = {}
+        """When each site was last sent the task, in seconds since the epoch."""
+        self.answers: dict[str, Answer] = {}
+
+    def over(self) -> bool:
+        """Return whether all have answered, or all who are there and are needed, or time is up."""
+        sites = set(self.sites.values())
+        trained = sum(isinstance(answer, SiteUpdate) for answer in self.answers.values())
+        served = self.answers.keys() >= sites or trained >= self.federation.quorum
+        return time.monotonic() >= self.deadline or (served and bool(self.asked) and not self.pending)
+
+    def pause_s(self) -> float:
+        """Return how long to wait before the next look for replies: a fiftieth of the round so far."""
+        so_far = time.monotonic() - self.began
+        return min(max(POLL_S, so_far / 50), LONGEST_POLL_S, max(0.0, self.deadline - time.monotonic()))
+
+    def send(self) -> None:
+        """Send the task to sites that are there and have not had it, or have lost it."""
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_S
+        there = set(self.federation.grid.get_node_ids())
+        due = [node for node, site in self.sites.items() if node in there and self._lacks(site)]
+        self._push(due)
+
+    def _lacks(self, site: str) -> bool:
+        if site in self.answers:
+            return False
+        return site not in self.asked or self.federation.joined_anew(site, self.asked[site])
+
+    def _push(self, nodes: Collection[int]) -> None:
+        sites = [self.sites[node] for node in nodes]
         messages = [
             # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
             Message(
-                contents.for_holder_of(self.holds.get(site))[0],
+                self.contents.for_holder_of(self.federation.holds.get(site))[0],
                 node,
                 MessageType.TRAIN,
-                ttl=self.timeout_s,
-                group_id=str(task.model.round),
+                ttl=self.federation.timeout_s if not self.asked else max(1.0, self.deadline - time.monotonic()),
+                group_id=str(self.number),
             )
-            for node, site in nodes.items()
+            for node, site in zip(nodes, sites, strict=True)
         ]
-        return dict(zip(self.grid.push_messages(messages), nodes.values(), strict=True))
+        self.asked |= dict.fromkeys(sites, time.time())
+        self.pending = {message: site for message, site in self.pending.items() if site not in sites}
+        self.pending |= dict(zip(self.federation.grid.push_messages(messages), sites, strict=True))
 
-    def _read(self, reply: Message, site: str, number: int, asked_bytes: int) -> Answer:
-        """Return what ``site`` answered in round ``number``, its tensors on disk, or how it failed to."""
+    def fetch(self) -> None:
+        """Fetch the replies that have arrived."""
+        for message, site in list(self.pending.items()):
+            for reply in self.federation.grid.pull_messages([message]):
+                del self.pending[message]
+                self._take(reply, site)
+
+    def _take(self, reply: Message, site: str) -> None:
+        answer = self._read(reply, site)
+        lacks = answer == SiteFailure(site, self.number, BaseMissing.__name__)
+        if lacks and self.federation.holds.pop(site, ""):  # once: it has been sent all of it after that
+            self._push([node for node, name in self.sites.items() if name == site])
+        elif answer:
+            self.answers[site] = answer
+
+    def _read(self, reply: Message, site: str) -> Answer | None:
+        """Return what ``site`` answered, its tensors on disk, or how it failed to; nothing if it has only gone away."""
+        number = self.number
         if reply.has_error():
             # Flower's reason may quote the site's exception, and so a path or a patient: it goes no further.
             log.warning("site %s: Flower reports error %d in round %d", site, reply.error.code, number + 1)
-            return SiteFailure(site, number, "FlowerError")
+            return None if reply.error.code == NODE_GONE else SiteFailure(site, number, "FlowerError")
         try:
             answer = unpack_answer(reply.content, site=site, round=number)
         except UpdateRejected as refusal:
@@ -89,8 +157,13 @@ class FlowerFederation:
             return SiteFailure(site, number, type(refusal).__name__)
         if isinstance(answer, SiteFailure):
             return answer
+        asked_bytes = self.contents.for_holder_of(self.federation.holds.get(site))[1]
         traffic = {"traffic/to_site": float(asked_bytes), "traffic/from_site": float(size_of(reply.content))}
-        return self.spool.put(replace(answer, metrics={**answer.metrics, **traffic}))
+        return self.federation.spool.put(replace(answer, metrics={**answer.metrics, **traffic}))
+
+    def silence_of(self, site: str) -> SiteFailure:
+        """Return how a site without an answer has failed: it was not there, or has not answered in time."""
+        return SiteFailure(site, self.number, "NoAnswer" if site in self.asked else "Away")
 
 
 class _Contents:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +40,21 @@ def test_a_changed_removed_or_moved_line_shows(tmp_path, harm):
 def test_an_audit_that_cannot_be_written_says_what_to_do(tmp_path):
     with pytest.raises(RunFolderError, match="free the disk, then resume"):
         Audit(tmp_path / "absent" / "audit.jsonl").record("round kept")
+
+
+def test_several_processes_may_write_at_a_time(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    code = """
+import sys
+from pathlib import Path
+from fedgan.audit import Audit
+
+for number in range(20):
+    Audit(Path(sys.argv[1])).record("event", number=number)
+"""
+
+    writing = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
+
+    assert [process.wait(120) for process in writing] == [0, 0, 0]
+    assert len(path.read_bytes().splitlines()) == 60
+    assert broken_links(path) == []

@@ -56,7 +56,7 @@ def test_every_choice_of_every_group_composes_and_validates(group, name):
 def test_every_file_is_a_root_or_a_choice():
     files = {path.relative_to(config._CONFIGS).with_suffix("").as_posix() for path in config._CONFIGS.rglob("*.yaml")}
 
-    assert files == {"simulate", *(f"{group}/{name}" for group, name in CHOICES)}
+    assert files == {"simulate", "server", *(f"{group}/{name}" for group, name in CHOICES)}
 
 
 def test_what_the_command_line_says_wins():

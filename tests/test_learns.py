@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import pool
 from fedgan.config import load
 from fedgan.federated.site import load_weights
@@ -9,7 +10,7 @@ from fedgan.gan.disease_map import Drawing
 from fedgan.results.evaluation import pixel_ap
 from fedgan.results.reading import read
 from fedgan.settings import Simulation
-from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, resolve, train_in_process
+from fedgan.simulation import arms_of, load_cohorts, open_folder, resolve, train_in_process
 
 pytestmark = pytest.mark.slow
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fedgan.assembly import networks_for
 from fedgan.checkpoint import load_model, save_model
 from fedgan.cohort.images import prepare
 from fedgan.errors import ModelError
@@ -13,7 +14,7 @@ from fedgan.federated.site import weights_of
 from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.mapping import Mapper
 from fedgan.records import GlobalModel
-from fedgan.simulation import networks_for, open_folder
+from fedgan.simulation import open_folder
 
 CPU = torch.device("cpu")
 PIXELS = np.arange(40 * 20, dtype=np.int16).reshape(40, 20)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from fedgan.assembly import networks_for
 from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.federated.site import load_weights, weights_of
@@ -17,7 +18,7 @@ from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.outcome import EXAMPLES_PER_CLASS, choose_examples, conclude, write_maps
 from fedgan.records import Contribution, GlobalModel
 from fedgan.results.reading import read
-from fedgan.simulation import arms_of, load_cohorts, networks_for, open_folder, train_in_process
+from fedgan.simulation import arms_of, load_cohorts, open_folder, train_in_process
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedgan.assembly import CPU, bfloat16_in, networks_for
 from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.config import dump, load, read
@@ -14,17 +15,9 @@ from fedgan.errors import CohortError, SettingsError
 from fedgan.federated.site import weights_of
 from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteUpdate, digest_of
 from fedgan.settings import Simulation
-from fedgan.simulation import (
-    Arm,
-    arms_of,
-    bfloat16_in,
-    load_cohorts,
-    networks_for,
-    open_folder,
-    resolve,
-    run_in_folder,
-    train_in_folder,
-)
+from fedgan.simulation import Arm, arms_of, load_cohorts, open_folder, resolve, run_in_folder, train_in_folder
+
+STEPS = ("local_steps=7", "quorum=1")
 
 
 class Recording:
@@ -184,27 +177,28 @@ def test_the_same_seed_begins_with_the_same_networks(tiny):
 
 
 def test_arithmetic_is_what_the_settings_ask_for(tiny):
-    assert bfloat16_in(tiny("precision=bfloat16"))
-    assert not bfloat16_in(tiny("precision=float32"))
+    assert bfloat16_in(tiny("precision=bfloat16"), CPU)
+    assert not bfloat16_in(tiny("precision=float32"), CPU)
 
 
 def test_every_round_is_kept_and_the_last_is_scored_without_training(tiny, tmp_path):
-    settings, sites = tiny("rounds=2"), Recording("A", "B")
+    settings, sites = tiny("rounds=2", *STEPS), Recording("A", "B")
     folder = open_folder(settings, tmp_path / "run")
 
-    train_in_folder(settings, folder, sites, local_steps=7, quorum=2)
+    train_in_folder(settings, folder, sites, terms="seed: 0")
 
     assert sites.asked == [(0, 7), (1, 7), (2, 0)]
+    assert [task.terms for task in sites.tasks] == ["seed: 0"] * 3
     assert [folder.score_of(number) for number in (1, 2)] == [0.25, 0.25]
 
 
 def test_training_goes_on_after_the_last_kept_round(tiny, tmp_path):
-    settings, sites = tiny("rounds=5"), Recording("A")
+    settings, sites = tiny("rounds=5", *STEPS), Recording("A")
     folder = open_folder(settings, tmp_path / "run")
     before = weights_of(networks_for(settings))
     folder.keep(GlobalModel(3, before), [], Contribution({}, {}))
 
-    train_in_folder(settings, folder, sites, local_steps=7, quorum=1)
+    train_in_folder(settings, folder, sites)
 
     assert sites.asked == [(3, 7), (4, 7), (5, 0)]
     name = "forward_generator.out.bias"
@@ -212,19 +206,19 @@ def test_training_goes_on_after_the_last_kept_round(tiny, tmp_path):
 
 
 def test_a_run_that_is_over_asks_its_sites_nothing_more(tiny, tmp_path):
-    settings, sites = tiny("rounds=1"), Recording("A")
+    settings, sites = tiny("rounds=1", *STEPS), Recording("A")
     for federation in (Recording("A"), sites):
-        train_in_folder(settings, open_folder(settings, tmp_path), federation, local_steps=7, quorum=1)
+        train_in_folder(settings, open_folder(settings, tmp_path), federation)
 
     assert sites.asked == []
 
 
 @pytest.mark.parametrize(("select", "figure"), [("best", "pixel_ap"), ("aucp", "aucp")])
 def test_a_run_that_gets_no_better_stops_and_says_so_once_however_often_it_is_resumed(tiny, tmp_path, select, figure):
-    settings, sites = tiny("rounds=9", "patience=2", f"select={select}"), Recording("A", figure=figure)
+    settings, sites = tiny("rounds=9", "patience=2", f"select={select}", *STEPS), Recording("A", figure=figure)
 
     for _ in range(2):
-        train_in_folder(settings, open_folder(settings, tmp_path), sites, local_steps=7, quorum=1)
+        train_in_folder(settings, open_folder(settings, tmp_path), sites)
 
     # Round 2 is scored when round 3 is trained, round 3 when round 4 is: then two have been no better than the first.
     assert sites.asked == [(0, 7), (1, 7), (2, 7), (3, 7), (4, 0)]
@@ -234,9 +228,9 @@ def test_a_run_that_gets_no_better_stops_and_says_so_once_however_often_it_is_re
 
 
 def test_patience_goes_by_the_figure_of_the_choice_alone(tiny, tmp_path):
-    settings, sites = tiny("rounds=5", "patience=1", "select=aucp"), Recording("A", figure="pixel_ap")
+    settings, sites = tiny("rounds=5", "patience=1", "select=aucp", *STEPS), Recording("A", figure="pixel_ap")
 
-    train_in_folder(settings, open_folder(settings, tmp_path), sites, local_steps=7, quorum=1)
+    train_in_folder(settings, open_folder(settings, tmp_path), sites)
 
     assert sites.asked[-2:] == [(4, 7), (5, 0)]
 

@@ -13,10 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedgan.errors import UpdateRejected
-from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights
+from fedgan.records import (
+    GlobalModel,
+    ModelStep,
+    RoundTask,
+    ScanCounts,
+    SiteFailure,
+    SiteUpdate,
+    Weights,
+    digest_of,
+)
 from fedgan.wire import (
     pack_answer,
     pack_partition,
+    pack_step,
     pack_task,
     unpack_answer,
     unpack_partition,
@@ -48,13 +58,13 @@ def assert_identical(got: Weights, expected: Weights) -> None:
         assert got[name].numpy().tobytes() == tensor.numpy().tobytes()
 
 
-@given(weights=WEIGHTS, number=COUNTS, local_steps=COUNTS)
-def test_a_task_arrives_bit_for_bit(weights, number, local_steps):
-    task = RoundTask(GlobalModel(number, weights), local_steps)
+@given(weights=WEIGHTS, number=COUNTS, local_steps=COUNTS, terms=NAMES)
+def test_a_task_arrives_bit_for_bit(weights, number, local_steps, terms):
+    task = RoundTask(GlobalModel(number, weights), local_steps, terms)
 
     arrived = unpack_task(sent(pack_task(task)))
 
-    assert (arrived.model.round, arrived.local_steps) == (number, local_steps)
+    assert (arrived.model.round, arrived.local_steps, arrived.terms) == (number, local_steps, terms)
     assert_identical(arrived.model.weights, weights)
 
 
@@ -166,6 +176,28 @@ def test_what_is_not_an_answer_is_refused(name, record):
 def test_an_answer_is_not_a_task():
     with pytest.raises(UpdateRejected, match="there is no ConfigRecord named task"):
         unpack_task(pack_answer(UPDATE))
+
+
+@pytest.mark.parametrize("terms", [None, b"seed: 0", 3, "x" * (16 * 1024 + 1), "\N{SNOWMAN}" * 6000])
+def test_terms_that_are_not_a_short_text_are_refused(terms):
+    records = pack_task(RoundTask(GlobalModel(0, {}), 1))
+    if terms is None:
+        del records["task"]["terms"]
+    else:
+        records["task"]["terms"] = terms
+
+    with pytest.raises(UpdateRejected, match="the terms are not a short text"):
+        unpack_task(records)
+
+
+def test_a_step_carries_the_terms_of_its_task():
+    before = {"w": torch.zeros(2)}
+    task = RoundTask(GlobalModel(1, {"w": torch.ones(2)}), 1, "seed: 0")
+
+    step = ModelStep(digest_of(before), {}, {"w": torch.ones(2)})
+    arrived = unpack_task(sent(pack_step(task, step)), {digest_of(before): before}.get)
+
+    assert arrived.terms == "seed: 0"
 
 
 def test_a_node_says_which_site_it_plays():

@@ -50,6 +50,8 @@ class Plan:
     quorum: int
     """Updates a round needs."""
     aggregation: Aggregation
+    terms: str = ""
+    """What each task tells sites of the run; see ``RoundTask``."""
 
 
 def run_rounds(
@@ -61,7 +63,8 @@ def run_rounds(
         QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
     while model.round < plan.rounds and not enough():
-        model, answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps)))
+        task = RoundTask(model, plan.local_steps, plan.terms)
+        model, answers = plan.aggregation.judge(model, federation.ask(task))
         updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
         if len(updates) < plan.quorum:
             raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
@@ -71,9 +74,10 @@ def run_rounds(
     return model
 
 
-def score_last(model: GlobalModel, federation: Federation) -> Sequence[SiteUpdate]:
+def score_last(model: GlobalModel, federation: Federation, terms: str = "") -> Sequence[SiteUpdate]:
     """Ask the sites to score ``model`` on their validation patients, without training."""
-    updates = [answer for answer in federation.ask(RoundTask(model, 0)) if isinstance(answer, SiteUpdate)]
+    answers = federation.ask(RoundTask(model, 0, terms))
+    updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
     for update in updates:
         check_metrics(update)
     return updates

@@ -6,7 +6,6 @@ from pathlib import Path
 from fedgan.privacy.dp_sgd import Mechanism
 from fedgan.privacy.ledger import Ledger
 from fedgan.privacy.plan import Draws, noise_for
-from fedgan.privacy.promise import Promise
 from fedgan.settings import PatientPrivacy
 
 
@@ -42,17 +41,12 @@ def build_mechanism(settings: PatientPrivacy, length: Length) -> Mechanism:
     )
 
 
-def build_promise(settings: PatientPrivacy, length: Length, *, site: str, federation: str, folder: Path) -> Promise:
-    """Return what a simulated site promises; its ledger is in ``folder`` and no other run's.
-
-    Raises:
-        SettingsError: no noise is enough.
-    """
-    ledger = Ledger(
+def simulated_ledger(settings: PatientPrivacy, *, site: str, folder: Path) -> Ledger:
+    """Return the account of a simulated site, of one run alone: what is simulated leaves no hospital."""
+    return Ledger(
         folder / "privacy" / "ledger.sqlite",
         anchor=folder / "ledger.anchor",
         site=site,
         ceiling=settings.ceiling or settings.epsilon,
         delta=settings.delta,
     )
-    return Promise(build_mechanism(settings, length), ledger, federation)

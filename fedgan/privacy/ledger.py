@@ -178,8 +178,8 @@ class Ledger:
     def _refusal(self, spent: float, after: float) -> str:
         return (
             f"site {self.site}: of epsilon {self.ceiling:g} at delta {self.delta:g}, {spent:.3g} is spent and "
-            f"{max(0.0, self.ceiling - spent):.3g} left; this round would make it {after:.3g}. The coordinator must go on "
-            "without it, or ask for fewer steps or more noise; its data protection officer alone sets its ceiling"
+            f"{max(0.0, self.ceiling - spent):.3g} left; this round would make it {after:.3g}. The coordinator must go "
+            "on without it, or ask for fewer steps or more noise; its data protection officer alone sets its ceiling"
         )
 
     @contextmanager

@@ -148,7 +148,7 @@ class Metrics(_Frozen):
     seconds: float
     """Wall time of the rounds of all arms, interruptions left out."""
     sites: dict[str, dict[str, int]]
-    """Site to number of ``train``, ``val`` and ``test`` scans and ``patients``."""
+    """Site to number of ``train``, ``val`` and ``test`` scans and ``patients``; to nothing where only it may know."""
     num_parameters: dict[str, int]
     """Network to number of trainable parameters."""
     ended: str

@@ -92,22 +92,21 @@ def write_report(metrics: Metrics, examples: Sequence[Example], settings_yaml: s
         examples: the scans to show, in order; grouped by site on the page.
         settings_yaml: the composed settings, shown as they are.
 
-    Raises:
-        ValueError: the metrics hold no federated arm, or several.
+    Without a federated arm, as where no coordinator may see a scan, there are no results on test patients.
     """
-    (federated,) = (arm for arm in metrics.arms if arm.kind == "federated")
+    federated = next((arm for arm in metrics.arms if arm.kind == "federated"), None)
     page = _template().render(
         metrics=metrics,
         federated=federated,
         headings=HEADINGS,
         definitions={name: field.description for name, field in Scores.model_fields.items()},
-        results=_scopes(federated),
+        results=_scopes(federated) if federated else [],
         tables=_tables(metrics),
         losses=_charts(metrics, "losses"),
         privacy=_charts(metrics, "privacy"),
         validation=_charts(metrics, "validation"),
         forest=_forest(metrics.comparisons),
-        pictures=_pictures(examples, federated.threshold),
+        pictures=_pictures(examples, federated.threshold if federated else None),
         settings_yaml=settings_yaml,
     )
     path = folder / "report.html"

@@ -1,6 +1,7 @@
 """The settings a command receives: types, bounds and cross-field rules. Values live in ``configs/``."""
 
-from fedgan.settings.data import Intensity, ManifestData, PhantomData, Size
+from fedgan.settings.data import AgreedScans, Intensity, ManifestData, PhantomData, Scans, Size
+from fedgan.settings.deployment import Deployment, terms_of
 from fedgan.settings.federation import (
     Compression,
     FedAvg,
@@ -11,14 +12,17 @@ from fedgan.settings.federation import (
 )
 from fedgan.settings.model import SAGAN, LossWeights, TagGAN
 from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
-from fedgan.settings.simulation import Aggregation, Data, Model, ServerOptimizer, Simulation
+from fedgan.settings.run import Aggregation, Model, Privacy, Run, ServerOptimizer, Terms, Training
+from fedgan.settings.simulation import Data, Simulation
 from fedgan.settings.types import Name, SiteName
 
 __all__ = [
     "SAGAN",
     "Aggregation",
+    "AgreedScans",
     "Compression",
     "Data",
+    "Deployment",
     "FedAvg",
     "GanFedAvg",
     "Intensity",
@@ -30,6 +34,9 @@ __all__ = [
     "NoServerOptimizer",
     "PatientPrivacy",
     "PhantomData",
+    "Privacy",
+    "Run",
+    "Scans",
     "ServerAdam",
     "ServerMomentum",
     "ServerOptimizer",
@@ -37,4 +44,7 @@ __all__ = [
     "SiteName",
     "Size",
     "TagGAN",
+    "Terms",
+    "Training",
+    "terms_of",
 ]

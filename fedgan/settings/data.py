@@ -11,11 +11,25 @@ Size = Literal[32, 64, 128, 256]
 Intensity = Literal["range", "tissue_median"]
 
 
-class Cohorts(Frozen):
-    """What every kind of data has in common."""
+class Scans(Frozen):
+    """What networks are made for."""
 
     size: Size
     """Height and width in pixels to which scans are resampled."""
+    diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Diseases the model is told apart by. With one name, abnormal scans of unnamed disease count as it."""
+
+
+class AgreedScans(Scans):
+    """How every site prepares its scans; which they are, it alone knows."""
+
+    intensity: Intensity
+    """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
+
+
+class Cohorts(Scans):
+    """What every kind of data has in common."""
+
     hide_labels: Annotated[float, Field(ge=0, lt=1)]
     """Share of the training and validation scans that are made unlabelled, drawn from the seed, at each site."""
     hidden_abnormal: Annotated[float, Field(ge=0, le=1)] | None
@@ -36,7 +50,7 @@ class PhantomData(Cohorts):
     """Diseases: even ones (the first is 0) are soft-edged, odd ones hollow and sharp; a patient has at most one."""
 
 
-class ManifestData(Cohorts):
+class ManifestData(Cohorts, AgreedScans):
     """Scans listed in a manifest (CSV); see ``fedgan.cohort.manifest``."""
 
     kind: Literal["manifest"]
@@ -48,9 +62,5 @@ class ManifestData(Cohorts):
     """Rows to take, as in ``matched == 1``; null takes all."""
     sites: tuple[SiteName, ...] | None
     """Sites to take; null takes every site of the manifest."""
-    intensity: Intensity
-    """How brightness becomes [-1, 1]: by the file's own range, or by the median of the tissue in the scan."""
-    diseases: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Diseases the model is told apart by. With one name, abnormal scans of unnamed disease count as it."""
     cache: Path | None
     """Where prepared scans are kept; null is ``.fedgan-cache`` in the current folder."""

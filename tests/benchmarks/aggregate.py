@@ -23,12 +23,12 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
+from fedgan.assembly import aggregation_in, networks_for
 from fedgan.config import load
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
 from fedgan.settings import Simulation
-from fedgan.simulation import aggregation_in, networks_for
 
 PLACES = 4096
 """Numbers of the buffer beyond the largest tensor, from which updates begin."""

@@ -20,21 +20,25 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
+from fedgan.assembly import aggregation_in, build_site, networks_for
 from fedgan.cohort.cohort import pool
 from fedgan.config import load
 from fedgan.errors import FedganError
 from fedgan.federated.coordinator import Aggregation, Plan, run_rounds
 from fedgan.federated.site import Site, load_weights, weights_of
-from fedgan.gan.build import drawing_of
+from fedgan.gan.build import choose_device, drawing_of
 from fedgan.outcome import describe_machine
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.evaluation import pixel_ap
 from fedgan.results.reading import read
 from fedgan.settings import Simulation
-from fedgan.simulation import aggregation_in, build_site, load_cohorts, networks_for
+from fedgan.simulation import load_cohorts
 from fedgan.streams import generator_for
 
 LINES = Path(__file__).with_suffix(".jsonl")
+
+ALONE = ("aggregation.norm_ratio=1e9", "aggregation.refuse_apart=false")
+"""Switches off what refuses updates before a rule sees them, but for the check that all numbers are finite."""
 
 RULES = {
     "no defence": (),
@@ -42,6 +46,9 @@ RULES = {
     "median": ("aggregation=median",),
     "trimmed": ("aggregation=trimmed",),
     "krum": ("aggregation=krum",),
+    "median alone": ("aggregation=median", *ALONE),
+    "trimmed alone": ("aggregation=trimmed", *ALONE),
+    "krum alone": ("aggregation=krum", *ALONE),
 }
 
 SETTINGS = (
@@ -118,7 +125,7 @@ class Trusting:
 
 def run(settings: Simulation, rule: str, attack: str) -> dict[str, object]:
     """Train under attack, and return the last model's pixel AP on the test patients of all sites."""
-    networks, cohorts = networks_for(settings), load_cohorts(settings)
+    networks, cohorts = networks_for(settings, choose_device(settings.device)), load_cohorts(settings)
     aggregation = aggregation_in(settings, networks)
     plan = Plan(
         settings.rounds, settings.local_steps, 1, Trusting(aggregation) if rule == "no defence" else aggregation

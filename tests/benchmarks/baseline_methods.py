@@ -23,13 +23,13 @@ from baseline_alone import (
 from baseline_vagan import VAGAN
 from torch import Tensor, nn
 
+from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import Cohort
 from fedgan.config import groups
 from fedgan.gan.build import choose_device
 from fedgan.gan.method import Method
 from fedgan.gan.networks import DifferenceGenerator
 from fedgan.settings import Simulation, TagGAN
-from fedgan.simulation import networks_for
 from fedgan.streams import generator_for
 
 CLASSIFIER_WIDTH = 2

@@ -26,12 +26,14 @@ from baseline_lines import Entry, append, carried_choice, line_of, read_lines, s
 from baseline_methods import LARGE, METHODS, build
 from baseline_race import CONTROLS, Outcome, Terms, race, without_training
 
+from fedgan.assembly import bfloat16_in
 from fedgan.cohort.cohort import Cohort, pool
 from fedgan.config import load
 from fedgan.errors import FedganError
+from fedgan.gan.build import choose_device
 from fedgan.outcome import describe_machine
 from fedgan.settings import Simulation
-from fedgan.simulation import bfloat16_in, load_cohorts
+from fedgan.simulation import load_cohorts
 
 HERE = Path(__file__).parent
 
@@ -141,7 +143,7 @@ def terms_of(told: argparse.Namespace, settings: Simulation) -> Terms:
         batch_size=told.batch,
         flip=told.flip,
         tissue=told.tissue,
-        bfloat16=bfloat16_in(settings),
+        bfloat16=bfloat16_in(settings, choose_device(settings.device)),
         resamplings=settings.bootstrap,
         false_positives=settings.false_positives,
     )

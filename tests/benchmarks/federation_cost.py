@@ -16,26 +16,28 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from fedgan.assembly import bfloat16_in, networks_for
 from fedgan.cohort.batches import draw_batches
 from fedgan.config import load
 from fedgan.gan.augmentation import vary
+from fedgan.gan.build import choose_device
 from fedgan.gan.training import players_for, train
 from fedgan.settings import Simulation
-from fedgan.simulation import bfloat16_in, load_cohorts, networks_for
+from fedgan.simulation import load_cohorts
 from fedgan.streams import generator_for
 
 
 def bare_loop(overrides: list[str]) -> None:
     """Take every site's steps of every round with one pair of optimisers a site, and nothing else."""
     settings = load("simulate", Simulation, overrides)
-    networks = networks_for(settings)
+    networks = networks_for(settings, choose_device(settings.device))
     for site, cohort in load_cohorts(settings).items():
         rng = generator_for(settings.seed, site)
         players = players_for(
             networks,
             learning_rate=settings.model.learning_rate,
             critic_learning_rate=settings.model.critic_learning_rate,
-            bfloat16=bfloat16_in(settings),
+            bfloat16=bfloat16_in(settings, choose_device(settings.device)),
             betas=settings.model.betas,
         )
         batches = draw_batches(cohort.split("train"), batch_size=settings.model.batch_size, rng=rng, flip=True)

@@ -20,6 +20,7 @@ from statistics import mean, stdev
 
 import torch
 
+from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import NORMAL, Cohort
 from fedgan.config import load
 from fedgan.errors import FedganError
@@ -29,7 +30,7 @@ from fedgan.outcome import conclude, describe_machine
 from fedgan.records import Weights
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Simulation
-from fedgan.simulation import Arm, load_cohorts, networks_for, open_folder, train_in_process
+from fedgan.simulation import Arm, load_cohorts, open_folder, train_in_process
 
 LINES = Path(__file__).with_suffix(".jsonl")
 

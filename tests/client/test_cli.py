@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from client.cli import main as fed_client
+from fedgan.assembly import networks_for
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel
-from fedgan.simulation import networks_for, open_folder
+from fedgan.simulation import open_folder
 
 
 @pytest.fixture
@@ -133,14 +134,6 @@ def test_a_file_where_the_maps_should_go_ends_in_one_message(draw, tmp_path, cap
     (refusal,) = capsys.readouterr().err.splitlines()
     assert code == 1
     assert str(tmp_path / "maps") in refusal
-
-
-def test_without_a_command_it_says_what_works_today(capsys):
-    code = fed_client(["--site", "A"])
-
-    (refusal,) = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert "fed-client --site A map IMAGE --model FOLDER" in refusal
 
 
 def test_without_a_site_the_command_line_is_wrong(capsys):

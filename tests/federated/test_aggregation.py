@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from fedgan.assembly import aggregation_in, networks_for, sharing_in
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
 from fedgan.federated.compression import take_step
 from fedgan.federated.rules import median
@@ -16,7 +17,6 @@ from fedgan.federated.site import weights_of
 from fedgan.federated.spectral import as_matrix
 from fedgan.federated.tensors import Entry, Role, Side, entries
 from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
-from fedgan.simulation import aggregation_in, networks_for, sharing_in
 
 PROPORTIONAL = ShareRule()
 WEIGHT = Entry(Role.WEIGHT, Side.GENERATOR, "generator")

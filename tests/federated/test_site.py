@@ -3,11 +3,12 @@ import logging
 import pytest
 import torch
 
+from fedgan.assembly import build_site, networks_for
 from fedgan.errors import SettingsError
 from fedgan.federated.compression import decode
 from fedgan.federated.site import weights_of
 from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
-from fedgan.simulation import build_site, load_cohorts, networks_for
+from fedgan.simulation import load_cohorts
 
 
 @pytest.fixture

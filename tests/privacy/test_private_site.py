@@ -5,11 +5,12 @@ import sqlite3
 import pytest
 import torch
 
+from fedgan.assembly import build_site, networks_for
 from fedgan.errors import SettingsError
 from fedgan.federated.site import weights_of
 from fedgan.privacy.ledger import Ledger
 from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, digest_of
-from fedgan.simulation import build_site, load_cohorts, networks_for
+from fedgan.simulation import load_cohorts, simulated_site
 
 PRIVATE = ("privacy=patient", "privacy.cohort=12", "privacy.patients=4", "privacy.delta=0.005")
 
@@ -19,7 +20,7 @@ def site_of(tiny, tmp_path):
     def build(*overrides, name="A"):
         settings = tiny(*PRIVATE, *overrides)
         networks = networks_for(settings)
-        return build_site(settings, name, load_cohorts(settings)[name], networks, memory=tmp_path / name)
+        return simulated_site(settings, name, load_cohorts(settings)[name], networks, memory=tmp_path / name)
 
     return build
 
@@ -138,7 +139,7 @@ def test_settings_that_contradict_the_promise_are_refused(tiny, override, needed
 def test_a_private_site_without_a_place_for_its_ledger_is_refused(tiny):
     settings = tiny(*PRIVATE)
 
-    with pytest.raises(SettingsError, match="needs a folder for its ledger"):
+    with pytest.raises(SettingsError, match="site A keeps no ledger of what it spends"):
         build_site(settings, "A", load_cohorts(settings)["A"], networks_for(settings))
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.gan.disease_map import Drawing, draw_maps
 from fedgan.results.evaluation import Reading
 from fedgan.results.reading import aucp, draw, figures_of, image_auroc, read, validate
-from fedgan.simulation import networks_for
 
 
 @pytest.fixture

@@ -305,9 +305,16 @@ def test_what_the_link_carried_stands_beside_the_shares(tmp_path):
     assert page.rows(-2)["A"] == ["3", "–", "3.00", "0.50", "1.000"]  # noqa: RUF001
 
 
-def test_metrics_without_a_federated_arm_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="unpack"):
-        report(tmp_path, METRICS.model_copy(update={"arms": METRICS.arms[1:]}))
+def test_where_no_scan_left_the_sites_the_page_has_what_they_said_and_no_results(tmp_path):
+    unseen = {"arms": (), "controls": (), "comparisons": (), "sites": {"A": {}, "B": {}}}
+
+    page = report(tmp_path, METRICS.model_copy(update=unseen))
+
+    assert page.open == []
+    assert "results" not in page.ids
+    assert "No scan left them" in page.words
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.ids)
+    assert re.search(CURVE, page.source)
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):

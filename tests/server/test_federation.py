@@ -135,9 +135,63 @@ def test_replies_are_fetched_one_by_one_and_wait_on_disk(spool):
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
     lost = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
 
-    answers = FlowerFederation(Loopback({1: lambda message: lost}), {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+    answers = FlowerFederation(Loopback({1: lambda message: lost}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
 
-    assert answers == [SiteFailure("A", TASK.model.round, "FlowerError")]
+    assert answers == [SiteFailure("A", TASK.model.round, "NoAnswer")]
+
+
+def test_a_site_that_is_not_there_is_not_waited_for_once_the_quorum_has_answered(spool):
+    federation = FlowerFederation(Loopback({1: doubles}), {1: "A", 2: "B"}, timeout_s=600, spool=spool)
+
+    trained, away = federation.ask(TASK)
+
+    assert isinstance(trained, SiteUpdate)
+    assert away == SiteFailure("B", TASK.model.round, "Away")
+
+
+def test_a_site_that_goes_away_is_not_waited_for_once_the_quorum_has_answered(spool):
+    gone = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
+    grid = Loopback({1: doubles, 2: lambda message: gone})
+
+    trained, lost = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=600, spool=spool).ask(TASK)
+
+    assert isinstance(trained, SiteUpdate)
+    assert lost == SiteFailure("B", TASK.model.round, "NoAnswer")
+
+
+def test_sites_that_come_later_are_waited_for_while_the_quorum_lacks_them(spool, monkeypatch):
+    monkeypatch.setattr("server.federation.LOOK_S", 0.0)
+    grid = Loopback({1: doubles})
+
+    def fetched_by_a(message: Message) -> Message:
+        grid.nodes[2] = doubles
+        return doubles(message)
+
+    grid.nodes[1] = fetched_by_a
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=600, spool=spool, quorum=2).ask(TASK)
+
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
+
+
+def test_a_site_that_joins_anew_is_sent_the_task_again_because_it_lost_the_first(spool, monkeypatch):
+    monkeypatch.setattr("server.federation.LOOK_S", 0.0)
+    restarted = []
+
+    def loses_the_first(message: Message) -> Message | None:
+        restarted.append(message)
+        return doubles(message) if len(restarted) > 1 else None
+
+    def joined_anew(site: str, since: float) -> bool:
+        return len(restarted) == 1
+
+    grid = Loopback({1: loses_the_first})
+    federation = FlowerFederation(grid, {1: "A"}, timeout_s=600, spool=spool, joined_anew=joined_anew)
+
+    (answer,) = federation.ask(TASK)
+
+    assert isinstance(answer, SiteUpdate)
+    assert len(grid.messages) == 2
 
 
 def plays(number: int) -> Node:

@@ -1,0 +1,56 @@
+"""The federation's releases, installed as they come while a site takes part."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import httpx
+
+from client.home import Home, Membership
+from client.link import proxy_for, tls_context
+from client.models import open_models
+from client.policy import read_policy
+from fedgan.audit import Audit
+from fedgan.errors import ModelError, ReleaseUnavailable
+
+LOOK_S = 20.0
+"""Between two questions for a newer release."""
+
+LONGEST_PAUSE_S = 600.0
+"""Between two attempts after many that failed."""
+
+TIMEOUT_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def install_as_they_come(
+    home: Home, membership: Membership, *, say: Callable[[str], None], stop: threading.Event
+) -> None:
+    """Install each new release, saying so in one line, until ``stop``; after a failure, wait longer and try again.
+
+    Raises:
+        HomeError: the site's keys are missing or damaged.
+    """
+    models, audit, pause = open_models(home), Audit(home.audit), LOOK_S
+    proxy = proxy_for(membership.address, read_policy(home.policy).proxy_ca)
+    with httpx.Client(
+        base_url=f"https://{membership.address}",
+        verify=tls_context(home),
+        proxy=proxy,
+        timeout=TIMEOUT_S,
+        trust_env=False,
+    ) as link:
+        while not stop.wait(pause):
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            try:
+                release = models.install(link, audit)
+            except ReleaseUnavailable as fault:
+                log.warning("%s", fault)
+            except ModelError as refusal:
+                say(f"the installed model stays: {refusal}")
+            else:
+                pause = LOOK_S
+                if release:
+                    card = release.card
+                    say(f"release {card.serial} installed: round {card.round} of {card.rounds} of run {card.run}")

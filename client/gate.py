@@ -1,0 +1,188 @@
+"""The one way out of a site: what its SuperNode says to the coordinator goes through here, and code comes in only so.
+
+The SuperNode dials this machine's loopback; from here one connection with the site's own certificate leads to the
+coordinator. Flower's calls pass as they are, but for the one that brings code: a bundle that the policy approves is
+signed with a key of the hour, the only one that the SuperNode has been told to trust (``--trusted-entities``). Any
+other arrives empty and unsigned, which the SuperNode answers with an error of Flower's own, and goes on.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.proto.fab_pb2 import Fab, GetFabResponse
+from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign, sign_message
+from google.protobuf.message import DecodeError
+
+from client.loopback import SIGNER, Loopback
+from fedgan.audit import Audit
+from fedgan.errors import EngineFailed, FedganError
+from fedgan.forward import MIB, Receive, Scope, Send, answer, forward
+
+FLEET = "/v1/fleet/"
+BRINGS_CODE = f"{FLEET}get-fab"
+JOINS = f"{FLEET}activate-node"
+
+MOST_BYTES = 32 * MIB
+"""Longest request or answer: Flower cuts arrays into objects of 5 MB, and a bundle of its may have 10."""
+
+START_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What is let through; an ASGI application."""
+
+    coordinator: str
+    """Its address, as HOST:PORT."""
+    client: httpx.AsyncClient
+    """Shows the site's certificate."""
+    approved: Callable[[], frozenset[str]]
+    """Returns the SHA-256 of every bundle that may run here now."""
+    signer: Ed25519PrivateKey
+    audit: Audit
+    note: Callable[[int], None] = lambda status: None
+    """Is told the status of each answer, so that somebody learns when there is no coordinator."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or refuse it."""
+        if not scope["path"].startswith(FLEET) or scope["method"] != "POST":
+            await answer(send, 404)
+        elif scope["path"] == BRINGS_CODE:
+            await self._let_code_in(scope, receive, send)
+        else:
+            status = await self._forward(scope, receive, send)
+            if scope["path"] == JOINS and status == httpx.codes.OK:
+                await asyncio.to_thread(self.audit.record, "joined")
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
+        url = f"https://{self.coordinator}{scope['path']}"
+        status = await forward(scope, receive, send, self.client, url, most_bytes=MOST_BYTES)
+        self.note(status)
+        return status
+
+    async def _let_code_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = _Held()
+        try:
+            status = await self._forward(scope, receive, held)
+        except ConnectionError:  # before anything was sent on, so that the SuperNode may be told to ask again
+            await answer(send, 502)
+            return
+        if status == httpx.codes.OK:
+            held.body = bytearray(await asyncio.to_thread(self._judged, bytes(held.body)))
+        await held.release(send)
+
+    def _judged(self, body: bytes) -> bytes:
+        """Return Flower's answer with the bundle in it signed if it is approved, and without it if not."""
+        try:
+            fab = GetFabResponse.FromString(body).fab
+        except DecodeError:
+            fab = Fab()
+        digest = hashlib.sha256(fab.content).hexdigest()
+        judged = Fab(hash_str=digest)
+        if fab.hash_str == digest and self._is_approved(digest):
+            judged = Fab(hash_str=digest, content=fab.content, verifications=self._signed(digest))
+        else:
+            log.error(
+                "the coordinator ships code that this site has not approved; it does not run (SHA-256 %s)", digest
+            )
+            self.audit.record("refused", reason="BundleRefused", bundle=digest)
+        return bytes(GetFabResponse(fab=judged).SerializeToString())
+
+    def _is_approved(self, digest: str) -> bool:
+        try:
+            return digest in self.approved()
+        except FedganError as refusal:
+            log.error("no code can be approved: %s", refusal)  # noqa: TRY400  the message says it all
+            return False
+
+    def _signed(self, digest: str) -> dict[str, str]:
+        """Return what the SuperNode takes for the proof that a bundle is approved."""
+        now = int(time.time())
+        signature = sign_message(self.signer, create_message_to_sign(bytes.fromhex(digest), now))
+        proof = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
+        return {"valid_license": "yes", SIGNER: json.dumps(proof)}
+
+
+@dataclass(slots=True)
+class _Held:
+    """An answer that waits until all of it is there; an ASGI ``send``."""
+
+    start: MutableMapping[str, Any] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+
+    async def __call__(self, event: MutableMapping[str, Any]) -> None:
+        """Hold a part of the answer."""
+        if event["type"] == "http.response.start":
+            self.start = event
+        else:
+            self.body += event.get("body", b"")
+
+    async def release(self, send: Send) -> None:
+        """Send all of it, at its present length."""
+        headers = [(name, value) for name, value in self.start["headers"] if name != b"content-length"]
+        length = (b"content-length", str(len(self.body)).encode())
+        await send({**self.start, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": bytes(self.body)})
+
+
+@contextmanager
+def open_gate(gate: Gate, loopback: Loopback) -> Iterator[int]:
+    """Serve ``gate`` on this machine's loopback until the block ends, and give its port.
+
+    Raises:
+        EngineFailed: it does not start.
+    """
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            gate,
+            ssl_certfile=loopback.certificate,
+            ssl_keyfile=loopback.key,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=_serve, args=(server, gate.client, listening), name="gate", daemon=True)
+        thread.start()
+        try:
+            _wait_until_started(server, thread)
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _serve(server: uvicorn.Server, client: httpx.AsyncClient, listening: socket.socket) -> None:
+    async def serve() -> None:
+        async with client:
+            await server.serve(sockets=[listening])
+
+    asyncio.run(serve())
+
+
+def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + START_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise EngineFailed("the site's gate did not start; its log says why")
+        time.sleep(0.02)

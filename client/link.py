@@ -1,0 +1,98 @@
+"""How a site reaches its coordinator: one outgoing connection, by mutual TLS, through the hospital's proxy if any."""
+
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+from cryptography import x509
+from pydantic import AwareDatetime, BaseModel, ValidationError
+
+from client.home import Home
+from client.policy import Policy
+from fedgan.errors import HomeError, SiteRefused, Unreachable
+
+TIMEOUT_S = 15.0
+
+FEWEST_DAYS = 30
+"""For how long a site's certificate holds at least, before somebody is told."""
+
+
+class Greeting(BaseModel):
+    """What the coordinator says of itself to a site that it knows."""
+
+    site: str
+    time: AwareDatetime
+    fedgan: str
+    flwr: str
+
+
+def tls_context(home: Home) -> ssl.SSLContext:
+    """Return what trusts the federation's authority alone, and shows the site's certificate.
+
+    Raises:
+        HomeError: keys or certificates are missing or damaged.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(home.authority)
+        context.load_cert_chain(home.certificate, home.key)
+    except (OSError, ssl.SSLError) as error:
+        raise HomeError("the site's keys or certificates are missing or damaged; enrol again") from error
+    return context
+
+
+def proxy_for(address: str, authority: Path | None) -> httpx.Proxy | None:
+    """Return the proxy on the way to ``address``, as the environment names it (HTTPS_PROXY, NO_PROXY).
+
+    ``authority`` is the file of what verifies the proxy itself, if this machine does not know it.
+    The coordinator's TLS goes through the proxy untouched: whoever opened it would not have the site's key.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    url = getproxies().get("https")
+    if url is None or host in ("127.0.0.1", "::1", "localhost") or proxy_bypass(host):
+        return None
+    context = ssl.create_default_context(cafile=authority)
+    return httpx.Proxy(url, ssl_context=context if url.startswith("https:") else None)
+
+
+def days_left(home: Home) -> int:
+    """Return for how many more days the site's certificate holds; negative if it has expired.
+
+    Raises:
+        HomeError: it is missing or damaged.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(home.certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HomeError("the site's certificate is missing or damaged; enrol again") from error
+    return (certificate.not_valid_after_utc - datetime.now(UTC)).days
+
+
+def hello(home: Home, address: str, policy: Policy) -> Greeting:
+    """Return what the coordinator says to a site that belongs to its federation.
+
+    Raises:
+        SiteRefused: it does not, or no longer.
+        Unreachable: there is no coordinator at ``address``, or it is none of this federation.
+        HomeError: keys or certificates are missing or damaged.
+    """
+    context, proxy = tls_context(home), proxy_for(address, policy.proxy_ca)
+    try:
+        with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
+            answer = client.get(f"https://{address}/federation/hello")
+    except httpx.TransportError as fault:
+        raise Unreachable(
+            f"{address} cannot be reached ({fault}); is the coordinator up, and does the firewall or proxy let one "
+            "outgoing connection there?"
+        ) from fault
+    if answer.status_code in (401, 403):
+        raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
+    try:
+        return Greeting.model_validate_json(answer.raise_for_status().content)
+    except (httpx.HTTPStatusError, ValidationError) as fault:
+        raise Unreachable(
+            f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?"
+        ) from fault

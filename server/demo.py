@@ -1,0 +1,160 @@
+"""``fed-server demo``: a whole federation on this machine, by the same commands that hospitals use.
+
+Three phantom sites are invited, enrolled and approved over real TLS, they train, a signed model is released to them,
+and one of them draws a map with it. Every command is shown as it is given.
+"""
+
+# ruff: noqa: S603 - the commands are our own, written below
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from fedgan.atomic import write_atomically
+from fedgan.cohort.cohort import ABNORMAL
+from fedgan.cohort.phantoms import phantom_cohort
+from fedgan.errors import EngineFailed, HomeError
+from fedgan.processes import flower_environment, free_port, process_group, tail_of, wait_until_open
+from server.home import Home
+from server.registry import Registry
+from server.releases import releases_in
+
+SITES = ("A", "B", "C")
+
+SIZE, DISEASE = 32, "diffuse"
+
+SETTINGS = ("name=demo", "quorum=3", "local_steps=20", f"data.size={SIZE}", f"data.diseases=[{DISEASE}]")
+
+WAIT_S = 300.0
+"""For what takes seconds on a machine that has nothing else to do."""
+
+MODULES = {"fed-server": "server.cli", "fed-client": "client.cli"}
+
+Say = Callable[[str], None]
+
+
+def demo(folder: Path, rounds: int, say: Say) -> Path:
+    """Play a federation in ``folder``, which is made, and return the picture of the map that is drawn at its end.
+
+    Raises:
+        HomeError: the folder is there already.
+        EngineFailed: a command failed; the message ends with what it said.
+    """
+    stage = _Stage(folder, say)
+    home = Home(folder / "federation")
+    stage.command("fed-server", "init", "--sites", ",".join(SITES), "--address", f"127.0.0.1:{free_port()}")
+    with ExitStack() as running:
+        link = running.enter_context(stage.keep("up", "fed-server", "up"))
+        for port in (home.federation.port, home.federation.link_port):
+            wait_until_open(port, link, folder / "up.log")
+        _enrol(stage, home)
+        for site in SITES:
+            _allow(stage, site)
+            running.enter_context(stage.keep(f"site-{site}", "fed-client", "--site", site))
+        stage.command("fed-server", f"rounds={rounds}", *SETTINGS)
+        _wait(
+            lambda: all(_has_last(home, folder / f"site-{site}") for site in SITES), "the sites have the last release"
+        )
+        stage.command("fed-client", "--site", "A", "model")
+        picture = _phantom(folder)
+        stage.command("fed-client", "--site", "A", "map", picture.name)
+    say(f"Everything is in {folder}; the run's report is {home.path / 'runs/demo/report.html'}")
+    return picture.with_name(f"{picture.stem}-map.png")
+
+
+class _Stage:
+    """Gives commands in a folder of its own, and says each as a person would give it there."""
+
+    def __init__(self, folder: Path, say: Say) -> None:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise HomeError(f"{folder} is there already; delete it, or give another --folder") from error
+        self.folder = folder
+        self.say = say
+        whole = flower_environment(folder)
+        self.env = {name: value for name, value in whole.items() if name not in ("FEDGAN_HOME", "FLWR_HOME")}
+
+    def command(self, *words: str, expected: int = 0) -> None:
+        """Give a command, say what it says, and wait for its end."""
+        self.say(f"$ {' '.join(words)}")
+        said = []
+        with subprocess.Popen(
+            self._python(words),
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            for line in process.stdout or ():
+                said.append(line.rstrip())
+                self.say(said[-1])
+        if process.returncode != expected:
+            raise EngineFailed(f"{' '.join(words)} ended with {process.returncode}; {' '.join(said[-3:])}")
+
+    def keep(self, log: str, *words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """Give a command that goes on beside the next ones, until the block ends."""
+        self.say(f"$ {' '.join(words)} > {log}.log &")
+        return process_group(self._python(words), self.env, self.folder / f"{log}.log", cwd=self.folder)
+
+    def _python(self, words: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-P", "-m", MODULES[words[0]], *words[1:]]
+
+
+def _enrol(stage: _Stage, home: Home) -> None:
+    """Let each site ask for its certificate, approve it, and wait until it has it."""
+    registry = Registry(home.path / "sites.json")
+    with ExitStack() as asking:
+        for site in SITES:
+            words = ("fed-client", "--site", site, "enrol", f"federation/invitations/{site}.txt")
+            asking.enter_context(stage.keep(f"enrol-{site}", *words))
+        _wait(lambda: all(registry.roll.entry(site).request for site in SITES), "the sites ask to be signed")
+        for site in SITES:
+            stage.command("fed-server", "approve", site, "--yes")
+        _wait(
+            lambda: all((stage.folder / f"site-{site}/keys/site.crt").exists() for site in SITES),
+            "the sites are signed",
+        )
+    for site in SITES:
+        for line in tail_of(stage.folder / f"enrol-{site}.log").splitlines()[-1:]:
+            stage.say(line)
+
+
+def _allow(stage: _Stage, site: str) -> None:
+    """Write into a site's policy, as its hospital would, where its scans are: here, phantoms."""
+    stage.command("fed-client", "--site", site, expected=1)  # which leaves a policy to be filled in
+    file = stage.folder / f"site-{site}" / "policy.yaml"
+    policy = yaml.safe_load(file.read_text(encoding="utf-8"))
+    policy["scans"] = {"kind": "phantoms", "patients": 60, "images_per_patient": 2, "seed": 0}
+    policy["threads"] = 1
+    write_atomically(file, yaml.safe_dump(policy, sort_keys=False), secret=True)
+    stage.say(f"(site {site} says in {file.relative_to(stage.folder)} that its scans are phantoms)")
+
+
+def _has_last(home: Home, site: Path) -> bool:
+    last, current = releases_in(home).last(), site / "models" / "current"
+    return last is not None and current.exists() and current.readlink().name == last.folder.name
+
+
+def _phantom(folder: Path) -> Path:
+    """Write the scan of a phantom patient whom no site has seen."""
+    cohort = phantom_cohort("A", patients=20, images_per_patient=1, size=SIZE, diseases=(DISEASE,), seed=99)
+    scan = cohort.images[(cohort.status == ABNORMAL).nonzero()[0, 0], 0]
+    picture = folder / "patient.png"
+    Image.fromarray(((scan + 1) * 127.5).round().byte().numpy()).save(picture)
+    return picture
+
+
+def _wait(there: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not there():
+        if time.monotonic() > deadline:
+            raise EngineFailed(f"{what}: not within {WAIT_S:.0f} s; the logs in the folder may say why")
+        time.sleep(0.2)

@@ -1,0 +1,276 @@
+"""What of the coordinator can be reached from outside: a site's calls to Flower, and a few paths of our own.
+
+Flower's own server has, on one port, the calls of sites and those of whoever runs the federation, and asks nobody who
+they are before it runs their code at every hospital. So it listens on the loopback, and here is the only way in. What
+is not named here is not there; who is not who a certificate says is refused, and that is one line of the audit.
+
+An answer's status is chosen by what Flower's SuperNode makes of it: on 401 it ends, on 502 and 503 it asks again, on
+403 it believes the run to be over.
+"""
+
+import base64
+import binascii
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+from pydantic import Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route, Router
+
+from fedgan.audit import Audit
+from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
+from fedgan.forward import MIB, Receive, Scope, Send, answer, forward
+from fedgan.settings.types import Frozen
+from server.authority import Enrolment
+from server.ceilings import Ceiling
+from server.presence import note_activation
+from server.registry import Member
+
+log = logging.getLogger(__name__)
+
+ACTIVATE = "/v1/fleet/activate-node"
+
+FLEET = frozenset(
+    {
+        ACTIVATE,
+        *(
+            f"/v1/fleet/{name}"
+            for name in (
+                "deactivate-node",
+                "send-node-heartbeat",
+                "pull-messages",
+                "push-messages",
+                "get-run",
+                "get-fab",
+                "push-object",
+                "pull-object",
+                "confirm-message-received",
+            )
+        ),
+    }
+)
+"""What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
+
+STRANGERS = frozenset({"/federation/enrolment", "/federation/certificate"})
+"""What may be asked without a certificate: there one gets it."""
+
+MOST_FLEET_BYTES = 32 * MIB
+"""Flower cuts arrays into objects of 5 MB, and a bundle of its may have 10."""
+
+MOST_OWN_BYTES = 64 * 1024
+
+Endpoint = Callable[[str, Request], Awaitable[Response]]
+"""From the site, as its certificate says, and its request to an answer."""
+
+
+class SignatureRequest(Frozen):
+    """What a site sends to be signed."""
+
+    secret: str = Field(max_length=64)
+    request: str = Field(max_length=8192)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """How often who may ask."""
+
+    site: Ceiling
+    stranger: Ceiling
+    noted: Ceiling
+    """How many refusals of one address become lines of the audit; and of all together."""
+
+    @classmethod
+    def usual(cls) -> "Ceilings":
+        """Return what a federation of hospitals needs, with room: an update has hundreds of objects."""
+        return cls(
+            site=Ceiling(per_s=200, burst=4000),
+            stranger=Ceiling(per_s=1, burst=30),
+            noted=Ceiling(per_s=0.5, burst=60),
+        )
+
+
+class Fence:
+    """An ASGI application."""
+
+    def __init__(
+        self,
+        enrolment: Enrolment,
+        audit: Audit,
+        link: httpx.AsyncClient,
+        link_url: str,
+        *,
+        presence: Path,
+        routes: Mapping[str, Endpoint] | None = None,
+    ) -> None:
+        """Take whom to ask about sites, where to write, and the SuperLink behind.
+
+        ``presence`` is the file of ``server.presence``; ``routes`` are more paths below ``/federation/`` for sites.
+        """
+        self._enrolment = enrolment
+        self._audit = audit
+        self._link = link
+        self._link_url = link_url
+        self._presence = presence
+        self._unnoted = 0
+        self.ceilings = Ceilings.usual()
+        own = [
+            Route("/federation/enrolment", self._enrol, methods=["POST"]),
+            Route("/federation/certificate", self._hand_over, methods=["GET"]),
+            Route("/federation/hello", self._hello, methods=["GET"]),
+            Route("/federation/leave", self._leave, methods=["POST"]),
+            *(Route(path, _for_site(endpoint), methods=["GET"]) for path, endpoint in (routes or {}).items()),
+        ]
+        self._own = Router(own)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, hand on, or refuse one request."""
+        path, certificate = scope["path"], scope["state"].get("certificate")
+        member = self._enrolment.registry.member(certificate) if certificate else None
+        if path == "/health" and scope["method"] == "GET":
+            await answer(send, 200)
+        elif path in FLEET and scope["method"] == "POST":
+            await self._fleet(scope, receive, send, member)
+        elif any(route.matches(scope)[0] is Match.FULL for route in self._own.routes):
+            await self._federation(scope, receive, send, member)
+        else:
+            await self.refuse(scope, send, 404, "there is no such path", member)
+
+    def turned(self, address: str, reason: str) -> None:
+        """Note that nobody came in from ``address``."""
+        self._note(address, reason=f"no TLS of this federation ({reason})")
+
+    async def refuse(self, scope: Scope, send: Send, status: int, reason: str, member: Member | None) -> None:
+        """Refuse a request, and say so in the audit: at which address, of whom if known, and why."""
+        path = scope["path"][:80].encode("ascii", "replace").decode()
+        facts = {"site": member.site} if member else {}
+        self._note(_address(scope), path=path, status=status, reason=reason, **facts)
+        response = JSONResponse({"error": reason}, status, {"connection": "close"})
+        await response(scope, _nothing_more, send)
+
+    def _note(self, address: str, **facts: object) -> None:
+        if not (self.ceilings.noted.allows(address) and self.ceilings.noted.allows("everybody")):
+            self._unnoted += 1
+            return
+        more = {"unnoted": self._unnoted} if self._unnoted else {}
+        self._unnoted = 0
+        log.warning("refused %s: %s", address, facts["reason"])
+        try:
+            self._audit.record("refused", address=address, **facts, **more)
+        except RunFolderError as failure:  # refused it is all the same
+            log.error("%s", failure)  # noqa: TRY400 - the message says it all
+
+    async def _fleet(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
+        if member is None:
+            await self.refuse(scope, send, 401, "no certificate of an approved site", None)
+        elif _flower_key(scope) != member.key:
+            await self.refuse(scope, send, 401, "the key is not the certificate's", member)
+        elif member.node is None:  # approved just now: Flower will soon know it too
+            await answer(send, 503)
+        elif not self.ceilings.site.allows(member.site):
+            await self.refuse(scope, send, 503, "too many requests", member)
+        else:
+            url = self._link_url + scope["path"]
+            status = await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
+            if status == 413:
+                self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
+            if scope["path"] == ACTIVATE and status == 200:
+                await run_in_threadpool(self._welcome, member.site)
+
+    def _welcome(self, site: str) -> None:
+        log.info("site %s is here", site)
+        try:
+            note_activation(self._presence, site, time.time())
+        except HomeError as failure:  # it is here all the same
+            log.error("%s", failure)  # noqa: TRY400 - the message says it all
+
+    async def _federation(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
+        headers = dict(scope["headers"])
+        if member is None and scope["path"] not in STRANGERS:
+            await self.refuse(scope, send, 401, "no certificate of an approved site", None)
+        elif not self.ceilings.stranger.allows(member.site if member else _address(scope)):
+            await self.refuse(scope, send, 429, "too many requests", member)
+        elif b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > MOST_OWN_BYTES:
+            await self.refuse(scope, send, 413, "too long, or of unknown length", member)
+        else:
+            scope["state"]["member"] = member
+            try:
+                await self._own(scope, receive, send)
+            except _Refusal as refusal:
+                await self.refuse(scope, send, refusal.status, str(refusal), member)
+
+    async def _enrol(self, request: Request) -> Response:
+        try:
+            asked = SignatureRequest.model_validate_json(await request.body())
+            await run_in_threadpool(self._enrolment.receive, asked.secret, asked.request.encode())
+        except (ValidationError, RequestRefused) as fault:
+            raise _Refusal(400, "no request that can be signed") from fault
+        except InvitationRefused as fault:
+            raise _Refusal(403, str(fault)) from fault
+        return JSONResponse({"state": "waiting"}, status_code=202)
+
+    async def _hand_over(self, request: Request) -> Response:
+        secret = request.headers.get("authorization", "").removeprefix("Bearer ")
+        try:
+            admission = await run_in_threadpool(self._enrolment.collect, secret)
+        except InvitationRefused as fault:
+            raise _Refusal(403, str(fault)) from fault
+        if admission is None:
+            return JSONResponse({"state": "waiting"}, status_code=202)
+        return JSONResponse({"certificate": admission.certificate, "release_key": admission.release_key})
+
+    async def _hello(self, request: Request) -> Response:
+        member: Member = request.state.member
+        return JSONResponse(
+            {
+                "site": member.site,
+                "time": datetime.now(UTC).isoformat(),
+                "until": member.until.isoformat(),
+                "fedgan": version("fedgan"),
+                "flwr": version("flwr"),
+            }
+        )
+
+    async def _leave(self, request: Request) -> Response:
+        await run_in_threadpool(self._enrolment.end, request.state.member.site, "left")
+        return Response(status_code=204)
+
+
+class _Refusal(FedganError):
+    """One of our own paths refuses; the fence says so."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
+def _for_site(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def answer_site(request: Request) -> Response:
+        member: Member = request.state.member
+        return await endpoint(member.site, request)
+
+    return answer_site
+
+
+async def _nothing_more() -> dict[str, str]:
+    return {"type": "http.disconnect"}
+
+
+def _address(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope["client"] else "unknown"
+
+
+def _flower_key(scope: Scope) -> str:
+    """Return the key with which the SuperNode says that it signs, which Flower then checks."""
+    sent = [value for name, value in scope["headers"] if name == b"flwr-public-key"]
+    try:
+        return base64.b64decode(sent[0], validate=True).decode() if len(sent) == 1 else ""
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,198 @@
+"""Flower's SuperLink, for us alone: on the loopback, watched, and told which keys are those of approved sites.
+
+Flower's calls for whoever runs the federation ask nobody who they are: any user of this machine can make them. Tasks
+at least can be claimed only by the executor that shares a secret with the SuperLink.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from fedgan.atomic import write_atomically
+from fedgan.errors import EngineFailed, HomeError
+from fedgan.flower import ask_flower
+from fedgan.identity import PublicKey, openssh_public, public_key_of
+from fedgan.processes import flower_environment, keep_running, tail_of, wait_until_open
+from server.home import Home
+from server.registry import Registry, Roll
+
+log = logging.getLogger(__name__)
+
+CONNECTION = "federation"
+"""What ``flwr`` calls the SuperLink in the home's ``link/config.toml``."""
+
+LOOK_S = 0.5
+"""Between two looks whether sites have been approved or revoked."""
+
+RETRY_S = 5.0
+
+IN_USE = "already in use"
+"""In Flower's refusal of a key that it knows."""
+
+GONE = "unregistered"
+
+
+class Superlink:
+    """The SuperLink of a home, and its executor."""
+
+    def __init__(self, home: Home) -> None:
+        """Take the federation in ``home``; nothing is started yet."""
+        self._home = home
+        self._folder = home.folder("link")
+        self._port = home.federation.link_port
+        self.env = {**flower_environment(self._folder), "FEDGAN_HOME": str(home.path)}  # for what runs in it
+
+    @property
+    def url(self) -> str:
+        """Return where the SuperLink listens."""
+        return f"https://127.0.0.1:{self._port}"
+
+    def prepare(self) -> None:
+        """Write what Flower's processes read.
+
+        Raises:
+            HomeError: the home cannot be written.
+        """
+        authority = json.dumps(str(self._home.authority_certificate), ensure_ascii=False)
+        lines = [
+            f"[superlink.{CONNECTION}]",
+            f'address = "127.0.0.1:{self._port}"',
+            f"root-certificates = {authority}",
+        ]
+        write_atomically(self._folder / "config.toml", "\n".join(lines) + "\n")
+        write_atomically(self._folder / "secret", os.urandom(32), secret=True)
+
+    def run(self, until: threading.Event) -> None:
+        """Keep the SuperLink running until the event."""
+        log_file = self._log("superlink")
+
+        def up(process: Popen[bytes]) -> None:
+            wait_until_open(self._port, process, log_file)
+            log.info("Flower's SuperLink is up")
+
+        def down(code: int) -> None:
+            log.error(
+                "Flower's SuperLink ended (%d); it is started again. Its last words:\n%s", code, tail_of(log_file)
+            )
+
+        command = [
+            "flower-superlink",
+            "--host=127.0.0.1",
+            f"--port={self._port}",
+            f"--ssl-ca-certfile={self._home.authority_certificate}",
+            f"--ssl-certfile={self._home.server_certificate}",
+            f"--ssl-keyfile={self._home.server_key}",
+            f"--database={self._folder / 'state.db'}",
+            "--enable-supernode-auth",
+            "--isolation=process",
+            f"--superexec-auth-secret-file={self._folder / 'secret'}",
+        ]
+        keep_running(command, self.env, log_file, until=until, on_start=up, on_end=down)
+
+    def run_executor(self, until: threading.Event) -> None:
+        """Keep the executor, which starts the coordinator's part of a run, running until the event."""
+        log_file = self._log("superexec")
+
+        def down(code: int) -> None:
+            log.error("Flower's executor ended (%d); it is started again. Its last words:\n%s", code, tail_of(log_file))
+
+        command = [
+            "flower-superexec",
+            f"--runtime-api-address=127.0.0.1:{self._port}",
+            f"--root-certificates={self._home.authority_certificate}",
+            f"--superexec-auth-secret-file={self._folder / 'secret'}",
+        ]
+        keep_running(command, self.env, log_file, until=until, on_end=down)
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        """Return what ``flwr`` answers about this SuperLink.
+
+        Raises:
+            EngineFailed: it fails.
+        """
+        return ask_flower(self.env, *words)
+
+    def _log(self, name: str) -> Path:
+        return self._home.folder("logs") / f"{name}.log"
+
+
+class Keys:
+    """Flower's knowledge of keys, kept as the registry wants it."""
+
+    def __init__(self, home: Home, link: Superlink, registry: Registry) -> None:
+        """Take where to look and whom to tell."""
+        self._home = home
+        self._link = link
+        self._registry = registry
+
+    def keep_told(self, until: threading.Event) -> None:
+        """Tell Flower of each site that is approved or revoked, soon after, until the event."""
+        pause_s = LOOK_S
+        while not until.wait(pause_s):
+            try:
+                self.tell()
+                pause_s = LOOK_S
+            except (EngineFailed, HomeError) as failure:
+                pause_s = RETRY_S
+                log.warning("Flower has not been told of all sites, and will be in %.0f s: %s", pause_s, failure)
+
+    def tell(self) -> None:
+        """Register each approved key that has no node, and unregister each retired node.
+
+        Raises:
+            EngineFailed: Flower cannot be told now.
+            HomeError: the registry is damaged or cannot be written.
+        """
+        for node in self._registry.roll.retired:
+            self._unregister(node)
+        for entry in self._registry.roll.sites.values():
+            signed = entry.signed
+            if signed and entry.node is None:
+                self._bind(entry.site, entry.certificate, self._register(entry.site, public_key_of(signed)))
+
+    def _register(self, site: str, key: PublicKey) -> int:
+        file = self._home.folder("link") / f"{site}.pub"
+        write_atomically(file, openssh_public(key))
+        try:
+            return int(self._link.ask("supernode", "register", str(file), CONNECTION)["node-id"])
+        except EngineFailed as refusal:
+            if IN_USE not in str(refusal):
+                raise
+        return self._forgotten(site)
+
+    def _forgotten(self, site: str) -> int:
+        """Return the node that was registered for the key of ``site`` when we ended before we could write it down."""
+        roll = self._registry.roll
+        known = {entry.node for entry in roll.sites.values()} | set(roll.retired)
+        nodes = {int(node["node-id"]) for node in self._nodes() if node["status"] != GONE} - known
+        if len(nodes) != 1:  # keys are registered one after the other, so there can be only one
+            raise EngineFailed(f"Flower knows the key of site {site}, under no number that can be told; invite it anew")
+        return nodes.pop()
+
+    def _nodes(self) -> Sequence[dict[str, str]]:
+        nodes: Sequence[dict[str, str]] = self._link.ask("supernode", "list", CONNECTION)["nodes"]
+        return nodes
+
+    def _unregister(self, node: int) -> None:
+        if any(int(known["node-id"]) == node and known["status"] != GONE for known in self._nodes()):
+            self._link.ask("supernode", "unregister", str(node), CONNECTION)
+        self._registry.change(
+            lambda roll: roll.model_copy(update={"retired": tuple(one for one in roll.retired if one != node)})
+        )
+
+    def _bind(self, site: str, certificate: str | None, node: int) -> None:
+        """Write down whose ``node`` is, or that it is nobody's if the site has been revoked in the meantime."""
+
+        def step(roll: Roll) -> Roll:
+            entry = roll.sites.get(site)
+            if entry is None or entry.certificate != certificate:
+                return roll.model_copy(update={"retired": (*roll.retired, node)})
+            return roll.with_entry(entry.model_copy(update={"node": node}))
+
+        self._registry.change(step)
+        log.info("site %s may take part", site)

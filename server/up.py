@@ -1,0 +1,107 @@
+"""``fed-server up``: the fence before the SuperLink, in one process that ends whole."""
+
+import asyncio
+import fcntl
+import logging
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import uvicorn
+
+from fedgan.errors import HomeError
+from fedgan.flower import check_flower
+from fedgan.forward import streaming_client
+from fedgan.identity import fingerprint
+from server.authority import Enrolment, renew_server
+from server.door import door_to, server_context
+from server.fence import Endpoint, Fence
+from server.home import Home
+from server.presence import PRESENCE
+from server.registry import Registry
+from server.superlink import Keys, Superlink
+
+log = logging.getLogger(__name__)
+
+
+def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
+    """Keep the federation's link up until SIGINT or SIGTERM.
+
+    ``routes`` are further paths of the fence, for sites.
+
+    Raises:
+        HomeError: there is no federation, it is up already, or its address is in use.
+        SettingsError: Flower is of an unknown version.
+    """
+    check_flower()
+    federation, until = home.federation, threading.Event()
+    with _alone(home), _listening(federation.listen, federation.port) as listening:
+        renew_server(home)
+        link = Superlink(home)
+        link.prepare()
+        keys = Keys(home, link, Registry(home.path / "sites.json"))
+        log.info(
+            "the federation %s is at %s; its authority's SHA-256 is %s",
+            federation.name,
+            federation.address,
+            fingerprint(home.authority.certificate),
+        )
+        tasks = (
+            link.run,
+            link.run_executor,
+            keys.keep_told,
+            lambda ended: asyncio.run(serve(home, link.url, routes or {}, listening, ended)),
+        )
+        _run_all(tasks, until)
+
+
+def _run_all(tasks: tuple[Callable[[threading.Event], None], ...], until: threading.Event) -> None:
+    """Run ``tasks`` side by side until a signal comes or one of them ends, and raise what that one has raised."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: until.set())
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        running = [pool.submit(task, until) for task in tasks]
+        for one in running:
+            one.add_done_callback(lambda _: until.set())
+        until.wait()
+    for one in running:
+        one.result()
+
+
+async def serve(
+    home: Home, link_url: str, routes: Mapping[str, Endpoint], listening: socket.socket, until: threading.Event
+) -> None:
+    """Be the fence on a listening socket, before the SuperLink at ``link_url``, until the event."""
+    verify = ssl.create_default_context(cafile=home.authority_certificate)
+    async with streaming_client(verify) as client:
+        presence = home.path / PRESENCE
+        fence = Fence(Enrolment(home), home.audit, client, link_url, presence=presence, routes=routes)
+        server = uvicorn.Server(door_to(fence, server_context(home), fence.turned))
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not until.is_set() and not serving.done():
+            await asyncio.sleep(0.2)
+        server.should_exit = True
+        await serving
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    with (home.folder("link") / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HomeError(f"the federation in {home.path} is up already; end that fed-server up first") from error
+        yield
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise HomeError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); end what listens there, or change the address"
+        ) from error

@@ -1,0 +1,186 @@
+"""The site's gate over real TLS: Flower's calls pass, other paths do not, and code only if it is approved."""
+
+import hashlib
+import json
+import ssl
+import time
+
+import httpx
+import pytest
+from flwr.proto.fab_pb2 import Fab, GetFabResponse
+from flwr.supercore.fab import Fab as ReceivedFab
+from flwr.supernode.start_client_internal import _verify_fab
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from client.gate import Gate, open_gate
+from client.link import tls_context
+from client.loopback import SIGNER, make_loopback
+from fedgan.audit import Audit
+from fedgan.forward import streaming_client
+
+CODE = b"reviewed"
+APPROVED = hashlib.sha256(CODE).hexdigest()
+
+
+class Coordinator:
+    """What the fleet's calls reach: it echoes, and ships the code that it is told to."""
+
+    def __init__(self) -> None:
+        self.ships = Fab(hash_str=APPROVED, content=CODE)
+        self.raw: bytes | None = None
+
+    async def echo(self, request: Request) -> Response:
+        return Response(await request.body(), headers={"x-key": request.headers.get("x-key", "")})
+
+    async def fab(self, request: Request) -> Response:
+        await request.body()
+        return Response(self.raw if self.raw is not None else GetFabResponse(fab=self.ships).SerializeToString())
+
+    async def absent(self, request: Request) -> Response:
+        return Response(status_code=403)
+
+    def app(self) -> Starlette:
+        paths = {"get-fab": self.fab, "get-run": self.absent}
+        routes = [Route(f"/v1/fleet/{name}", call, methods=["POST"]) for name, call in paths.items()]
+        return Starlette(
+            routes=[
+                *routes,
+                Route("/v1/fleet/{call}", self.echo, methods=["POST"]),
+                Route("/v1/control/list-runs", self.echo, methods=["POST", "GET"]),
+            ]
+        )
+
+
+@pytest.fixture
+def coordinator():
+    return Coordinator()
+
+
+@pytest.fixture
+def dial(coordinator, federation, served, site_home):
+    """Dial the gate of an enrolled site, as its SuperNode does."""
+    home = federation.enrol(site_home(), "A", "unused:1")
+    loopback = make_loopback(home.inside("link"))
+    address = f"localhost:{served(coordinator.app())}"
+    client = streaming_client(tls_context(home))
+    gate = Gate(address, client, lambda: frozenset({APPROVED}), loopback.signer, Audit(home.audit))
+    with open_gate(gate, loopback) as port:
+        trust = ssl.create_default_context(cafile=str(loopback.root))
+        with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, trust_env=False) as dialled:
+            yield dialled
+
+
+def received(dial, home) -> tuple[Fab, bool]:
+    """Return the bundle that comes through, and whether the SuperNode would take it, by Flower's own judgement."""
+    fab = GetFabResponse.FromString(dial.post("/v1/fleet/get-fab", content=b"which").content).fab
+    identity, _, key = (home / "link" / "trusted.yaml").read_text().strip().partition(": ")
+    came = ReceivedFab(fab.hash_str, fab.content, dict(fab.verifications))
+    return fab, bool(came.verifications.get("valid_license")) and _verify_fab(came, {identity: key})
+
+
+def audited(home):
+    path = home / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_flowers_calls_pass_with_their_headers_by_the_sites_own_certificate(dial):
+    said = dial.post("/v1/fleet/push-object", content=b"x" * 5_000_000, headers={"x-key": "public"})
+
+    assert (said.status_code, len(said.content), said.headers["x-key"]) == (200, 5_000_000, "public")
+
+
+@pytest.mark.parametrize("path", ["/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/", "/v1/fleet"])
+def test_nothing_but_flowers_fleet_calls_passes(dial, path):
+    assert dial.post(path).status_code == 404
+    assert dial.get("/v1/fleet/pull-messages").status_code == 404
+
+
+def test_the_coordinators_refusals_pass_as_they_are(dial):
+    assert dial.post("/v1/fleet/get-run").status_code == 403
+
+
+def test_joining_is_audited(dial, site_home):
+    dial.post("/v1/fleet/activate-node", content=b"key")
+
+    deadline = time.monotonic() + 10
+    while not audited(site_home()) and time.monotonic() < deadline:  # it is written once the answer has gone
+        time.sleep(0.02)
+    assert [event["event"] for event in audited(site_home())] == ["joined"]
+
+
+def test_approved_code_comes_in_signed_as_the_supernode_wants_it(dial, site_home):
+    fab, taken = received(dial, site_home())
+
+    assert (fab.content, fab.hash_str, taken) == (CODE, APPROVED, True)
+    assert audited(site_home()) == []
+
+
+@pytest.mark.parametrize(
+    "ships",
+    [
+        Fab(hash_str=hashlib.sha256(b"changed").hexdigest(), content=b"changed"),
+        Fab(hash_str=APPROVED, content=b"changed"),
+        Fab(hash_str="0" * 64, content=CODE),
+        Fab(
+            hash_str=hashlib.sha256(b"changed").hexdigest(),
+            content=b"changed",
+            verifications={"valid_license": "yes", SIGNER: '{"signed_at": 1, "signature": "AAAA"}'},
+        ),
+    ],
+)
+def test_code_that_is_not_approved_stays_outside_and_is_audited(dial, site_home, coordinator, ships):
+    coordinator.ships = ships
+
+    fab, taken = received(dial, site_home())
+
+    assert (fab.content, taken) == (b"", False)
+    assert [event["reason"] for event in audited(site_home())] == ["BundleRefused"]
+
+
+def test_what_is_no_bundle_stays_outside(dial, site_home, coordinator):
+    coordinator.raw = b"\xff\xff\xff"
+
+    fab, taken = received(dial, site_home())
+
+    assert (fab.content, taken) == (b"", False)
+
+
+def test_approved_code_still_comes_in_after_a_refusal(dial, site_home, coordinator):
+    sound, coordinator.ships = coordinator.ships, Fab(hash_str=APPROVED, content=b"changed")
+    received(dial, site_home())
+    coordinator.ships = sound
+
+    _, taken = received(dial, site_home())
+
+    assert taken
+
+
+def test_without_a_coordinator_the_supernode_is_told_to_ask_again(federation, site_home):
+    home = federation.enrol(site_home(), "A", "unused:1")
+    loopback = make_loopback(home.inside("link"))
+    gate = Gate("localhost:9", streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit))
+
+    with open_gate(gate, loopback) as port:
+        trust = ssl.create_default_context(cafile=str(loopback.root))
+        statuses = [
+            httpx.post(f"https://127.0.0.1:{port}/v1/fleet/{call}", verify=trust, trust_env=False).status_code
+            for call in ("pull-messages", "get-fab")
+        ]
+
+    assert statuses == [502, 502]
+
+
+def test_a_gate_trusts_no_coordinator_of_another_authority(federation, served, site_home, tmp_path):
+    other = type(federation)(type(federation.authority).found("other"), tmp_path)
+    home = other.enrol(site_home(), "A", "unused:1")
+    loopback, address = make_loopback(home.inside("link")), f"localhost:{served(Coordinator().app())}"
+    gate = Gate(address, streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit))
+
+    with open_gate(gate, loopback) as port:
+        trust = ssl.create_default_context(cafile=str(loopback.root))
+        said = httpx.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", verify=trust, trust_env=False)
+
+    assert said.status_code == 502

@@ -1,0 +1,148 @@
+"""A resident site answers as a site of the simulation does, forgets nothing that matters, and obeys its policy."""
+
+import json
+
+import pytest
+import torch
+
+from client.resident import Resident
+from fedgan.assembly import build_site, networks_for
+from fedgan.audit import broken_links
+from fedgan.cohort.phantoms import phantom_cohort
+from fedgan.config import dump
+from fedgan.federated.site import weights_of
+from fedgan.records import GlobalModel, RoundTask, SiteFailure, SiteUpdate
+from fedgan.settings import Terms
+from fedgan.wire import pack_task, unpack_answer
+
+NUMBER = "0f3a"
+KEEPING = ("aggregation.moments=both", "compress.generator=int8")
+
+
+def task_of(terms: Terms, number: int = 0, local_steps: int = 2) -> RoundTask:
+    return RoundTask(GlobalModel(number, weights_of(networks_for(terms))), local_steps, dump(terms))
+
+
+def answer_of(resident: Resident, task: RoundTask, **options: object) -> SiteUpdate | SiteFailure:
+    return unpack_answer(resident.answer(pack_task(task), NUMBER, **options), site="A", round=task.model.round)
+
+
+def events(home) -> list[dict[str, object]]:
+    assert broken_links(home / "audit.jsonl") == []
+    return [json.loads(line) for line in (home / "audit.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: SiteUpdate, other: SiteUpdate) -> None:
+    assert one.metrics == other.metrics
+    assert all(torch.equal(one.delta[name], other.delta[name]) for name in one.delta)
+
+
+def test_a_resident_site_answers_as_a_simulated_one(site_home, terms):
+    asked = terms()
+    cohort = phantom_cohort("A", patients=16, images_per_patient=1, size=32, diseases=asked.data.diseases, seed=0)
+    simulated = build_site(asked, "A", cohort, networks_for(asked))
+
+    answer = answer_of(Resident("A", site_home()), task_of(asked))
+
+    expected = simulated.answer(task_of(asked))
+    assert isinstance(answer, SiteUpdate)
+    assert isinstance(expected, SiteUpdate)
+    assert answer.counts == expected.counts
+    assert_same(answer, expected)
+
+
+def test_a_site_that_starts_anew_between_rounds_goes_on_as_if_it_had_not(site_home, terms):
+    asked = terms(*KEEPING)
+    staying = Resident("A", site_home("A"))
+    before = Resident("A", site_home("elsewhere"))
+    for resident in (staying, before):
+        answer_of(resident, task_of(asked, 0))
+
+    anew = Resident("A", site_home("elsewhere"))
+
+    assert_same(answer_of(anew, task_of(asked, 1)), answer_of(staying, task_of(asked, 1)))
+
+
+def test_what_a_site_keeps_of_one_run_is_not_used_in_another(site_home, terms):
+    asked = terms(*KEEPING)
+    other = asked.model_copy(update={"name": "other"})
+    resident, fresh = Resident("A", site_home("A")), Resident("A", site_home("fresh"))
+    answer_of(resident, task_of(asked, 0))
+
+    in_other = answer_of(resident, task_of(other, 1))
+
+    assert_same(in_other, answer_of(fresh, task_of(asked, 1)))
+
+
+def test_an_answer_is_audited_with_its_round(site_home, terms):
+    home = site_home()
+
+    answer_of(Resident("A", home), task_of(terms(), 4))
+
+    told = events(home)
+    assert [event["event"] for event in told] == ["task", "answered"]
+    assert (told[0]["run"], told[0]["round"], told[0]["task"]) == ("tiny", 5, NUMBER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "local_steps", "reason"),
+    [
+        ({"diseases": ["pneumonia"]}, [], 2, "DiseaseRefused"),
+        ({"privacy": {"epsilon": 1.0}}, [], 2, "PrivacyRefused"),
+        ({}, ["model.width=65"], 2, "ModelRefused"),
+        ({}, [], 2001, "TaskTooLong"),
+        ({"device": "tpu"}, [], 2, "SettingsError"),
+    ],
+)
+def test_a_refusal_leaves_as_its_class_and_is_audited(site_home, terms, changes, overrides, local_steps, reason):
+    home, asked = site_home(**changes), terms(*overrides)
+    small = GlobalModel(0, {"w": torch.zeros(1)})  # judged before anything of its size is made
+
+    answer = answer_of(Resident("A", home), RoundTask(small, local_steps, dump(asked)))
+
+    assert answer == SiteFailure("A", 0, reason)
+    assert events(home)[-1]["reason"] == reason
+
+
+@pytest.mark.parametrize("text", ["", "{}", "seed: 0", "!!python/object/apply:os.system [ls]", "[1"])
+def test_terms_that_are_none_are_refused(site_home, text):
+    home = site_home()
+
+    answer = answer_of(Resident("A", home), RoundTask(GlobalModel(0, {}), 2, text))
+
+    assert answer == SiteFailure("A", 0, "SettingsError")
+
+
+def test_a_fault_leaves_as_its_class_alone(site_home, terms):
+    home = site_home()
+    (home / "memory").write_text("in the way")
+
+    answer = answer_of(Resident("A", home), task_of(terms(*KEEPING)))
+
+    assert answer == SiteFailure("A", 0, "NotADirectoryError")
+
+
+def test_a_change_of_the_policy_holds_from_the_next_task_on(site_home, terms):
+    asked = terms()
+    resident = Resident("A", site_home())
+    first = answer_of(resident, task_of(asked))
+    home = site_home(opt_out="opt-out.txt")
+    (home / "opt-out.txt").write_text("\n".join(f"A-{number:04d}" for number in range(6)))
+
+    second = answer_of(resident, task_of(asked))
+
+    assert second.counts.labelled < first.counts.labelled
+
+
+def test_training_ends_when_nobody_waits_for_it(site_home, terms):
+    answer = answer_of(Resident("A", site_home()), task_of(terms()), wanted=lambda: False)
+
+    assert answer == SiteFailure("A", 0, "TaskAbandoned")
+
+
+def test_training_ends_when_it_has_taken_longer_than_the_policy_allows(site_home, terms):
+    longest = {"local_steps": 2000, "seconds": 1, "megabytes": 100}
+
+    answer = answer_of(Resident("A", site_home(longest_task=longest)), task_of(terms(), local_steps=2000))
+
+    assert answer == SiteFailure("A", 0, "TaskTooLong")
