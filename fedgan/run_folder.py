@@ -130,6 +130,10 @@ class RunFolder:
             self.audit.record("epsilon fell", round=model.round, sites=fallen)
         self._forget({model.round, self.best_round() or model.round})
 
+    def epsilon_spent(self) -> dict[str, float]:
+        """Return the epsilon that each private site last said to have spent."""
+        return {site: said["epsilon"] for kept in self.history for site, said in kept.privacy.items()}
+
     def _fallen(self, entry: Round) -> list[str]:
         """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
         spent = {
