@@ -8,13 +8,13 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedgan.assembly import build_site, networks_for
+from fedgan.assembly import networks_for
 from fedgan.config import read
 from fedgan.federated.site import Site
 from fedgan.gan.build import choose_device
 from fedgan.records import SiteFailure
 from fedgan.settings import Simulation
-from fedgan.simulation import load_cohorts, open_folder
+from fedgan.simulation import load_cohorts, open_folder, simulated_site
 from fedgan.wire import pack_answer, pack_partition, unpack_task
 
 log = logging.getLogger(__name__)
@@ -63,4 +63,4 @@ def _site(folder: Path, partition: int) -> Site:
     alone = settings.model_copy(update={"data": settings.data.model_copy(update={"sites": (name,)})})
     memory = open_folder(settings, folder).memory_of(name)
     networks = networks_for(settings, choose_device(settings.device))
-    return build_site(settings, name, load_cohorts(alone)[name], networks, memory=memory)
+    return simulated_site(settings, name, load_cohorts(alone)[name], networks, memory=memory)

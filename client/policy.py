@@ -13,8 +13,8 @@ from pydantic import Field
 from fedgan.bundle import bundle_digest
 from fedgan.config import read
 from fedgan.errors import DiseaseRefused, ModelRefused, PrivacyRefused, SettingsError, TaskTooLong
-from fedgan.settings import SiteName, Terms
-from fedgan.settings.types import Count, Frozen, Name, Positive
+from fedgan.settings import NoPrivacy, SiteName, Terms
+from fedgan.settings.types import Count, Fraction, Frozen, Name, Positive
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -49,7 +49,8 @@ models:                 # what may be trained here, and how large at most
   critic_steps: 10
 
 privacy:
-  epsilon: null         # largest epsilon a patient may be exposed to; null demands no differential privacy
+  epsilon: null         # largest epsilon a patient may be exposed to, over all runs; null demands no privacy
+  delta: 1.0e-5         # at which the site's ledger counts epsilon; at most a tenth of one over its patients
 
 bundles: null           # SHA-256 of the code that the coordinator may ship; null: of that which is installed here alone
 proxy_ca: null          # certificates (PEM) that verify an HTTPS proxy, if not this machine's own
@@ -100,6 +101,8 @@ class Privacy(Frozen):
 
     epsilon: Positive | None
     """Largest epsilon, over all runs; null demands no differential privacy."""
+    delta: Fraction
+    """At which the site's ledger counts epsilon, whatever the coordinator's."""
 
 
 class Policy(Frozen):
@@ -193,7 +196,7 @@ def check_terms(policy: Policy, terms: Terms) -> None:
             raise ModelRefused(f"model.{name} is {asked}, and the policy allows {bound}")
     if policy.diseases is not None and not set(terms.data.diseases) <= set(policy.diseases):
         raise DiseaseRefused("the policy's diseases do not include all that the task is about")
-    if policy.privacy.epsilon is not None:
+    if policy.privacy.epsilon is not None and isinstance(terms.privacy, NoPrivacy):
         raise PrivacyRefused(f"the policy demands an epsilon of at most {policy.privacy.epsilon}, and none is promised")
 
 

@@ -1,6 +1,7 @@
 """What stays warm at a site between tasks: its scans, its networks; of which nothing is lost with the process."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 import torch
 from flwr.app import RecordDict
 
-from client.policy import Manifest, Phantoms, Policy, check_steps, check_terms, opted_out, read_policy
+from client.policy import Manifest, Phantoms, Policy, Privacy, check_steps, check_terms, opted_out, read_policy
 from client.scans import listed_at, load_scans
-from fedgan.assembly import build_site, networks_for
+from fedgan.assembly import build_site, networks_for, promise_in
 from fedgan.audit import Audit
 from fedgan.cohort.cohort import Cohort
 from fedgan.config import read
@@ -19,6 +20,7 @@ from fedgan.errors import FedganError, TaskAbandoned, TaskTooLong
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.site import Site
 from fedgan.gan.build import choose_device
+from fedgan.privacy.ledger import Ledger
 from fedgan.records import RoundTask, SiteFailure
 from fedgan.settings import AgreedScans, Terms
 from fedgan.wire import pack_answer, terms_in, unpack_task
@@ -46,6 +48,7 @@ class _Built:
     terms: Terms
     scans: _Scans
     device: str
+    privacy: Privacy
 
 
 class Resident:
@@ -67,6 +70,16 @@ class Resident:
             SettingsError: it cannot be read.
         """
         return read_policy(self.home / "policy.yaml")
+
+    def ledger(self, policy: Policy) -> Ledger:
+        """Return the site's account of what its patients' privacy has been spent on, in all runs."""
+        return Ledger(
+            self.home / "privacy" / "ledger.sqlite",
+            anchor=self.home / "ledger.anchor",
+            site=self.name,
+            ceiling=math.inf if policy.privacy.epsilon is None else policy.privacy.epsilon,
+            delta=policy.privacy.delta,
+        )
 
     def answer(self, records: RecordDict, number: str, wanted: Wanted = lambda: True) -> RecordDict:
         """Return the answer to the task in ``records``; of whatever goes wrong, the name of its class.
@@ -111,7 +124,7 @@ class Resident:
             torch.set_num_threads(policy.threads)
         self._must_end = _limit(policy.longest_task.seconds, wanted)
         scans = _Scans(policy.scans, terms.data, opted_out(policy), listed_at(policy.scans))
-        key = _Built(terms, scans, policy.device)
+        key = _Built(terms, scans, policy.device, policy.privacy)
         if self._site is None or self._site[0] != key:
             self._site = None  # its networks make room for the next
             site = build_site(
@@ -120,6 +133,7 @@ class Resident:
                 self._cohort(scans),
                 networks_for(terms, choose_device(policy.device)),
                 memory=self._memory(terms),
+                promise=promise_in(terms, self.ledger(policy), federation=terms.name),
                 on_step=self._on_step,
             )
             self._site = key, site

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from fedgan.cohort.cohort import Cohort
+from fedgan.errors import SettingsError
 from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.memory import FolderMemory
@@ -14,15 +15,24 @@ from fedgan.federated.site import Recipe, Site
 from fedgan.gan.build import build_networks, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep
+from fedgan.privacy.build import Length, build_mechanism
+from fedgan.privacy.ledger import Ledger
+from fedgan.privacy.promise import Promise
 from fedgan.results.reading import validate
-from fedgan.settings import GanFedAvg, Run, Training
+from fedgan.settings import GanFedAvg, NoPrivacy, PatientPrivacy, Run, Training
 
 CPU = torch.device("cpu")
 
 
 def networks_for(settings: Training, device: torch.device = CPU) -> Method:
     """Return untrained networks, the same on every device."""
-    return build_networks(settings.model, num_diseases=len(settings.data.diseases), seed=settings.seed, device=device)
+    return build_networks(
+        settings.model,
+        num_diseases=len(settings.data.diseases),
+        seed=settings.seed,
+        device=device,
+        one_patient=isinstance(settings.privacy, PatientPrivacy),
+    )
 
 
 def bfloat16_in(settings: Training, device: torch.device) -> bool:
@@ -30,22 +40,26 @@ def bfloat16_in(settings: Training, device: torch.device) -> bool:
     return computes_in_bfloat16(device) if settings.precision == "auto" else settings.precision == "bfloat16"
 
 
-def build_site(
+def build_site(  # noqa: PLR0913 - each is a thing of its own that a site has or lacks
     settings: Training,
     name: str,
     cohort: Cohort,
     networks: Method,
     *,
     memory: Path | None = None,
+    promise: Promise | None = None,
     on_step: OnStep = lambda step, losses: None,
 ) -> Site:
     """Return the site ``name``, which trains ``networks``, where they are, on ``cohort`` as the settings say.
 
-    ``memory`` is the folder in which it remembers; without, it begins every round with what it is sent.
+    ``memory`` is the folder in which it remembers; without, it begins every round with what it is sent. A private run
+    needs the ``promise`` of ``promise_in``.
 
     Raises:
-        As ``sharing_in``.
+        SettingsError: the run is private, and the site keeps no ledger; or as ``sharing_in``.
     """
+    if promise is None and isinstance(settings.privacy, PatientPrivacy):
+        raise SettingsError(f"privacy=patient: site {name} keeps no ledger of what it spends; it must begin one")
     told = settings.aggregation
     recipe = Recipe(
         sharing=sharing_in(settings, networks),
@@ -63,9 +77,22 @@ def build_site(
         bfloat16=bfloat16_in(settings, next(iter(networks.generators())).device),
         prox=(told.generator_prox, told.discriminator_prox) if isinstance(told, GanFedAvg) else (0.0, 0.0),
         moments=told.moments if isinstance(told, GanFedAvg) else "reset",
+        promise=promise,
     )
     kept = FolderMemory(memory) if memory else None
     return Site(name, cohort, networks, recipe, memory=kept, on_step=on_step)
+
+
+def promise_in(settings: Training, ledger: Ledger, *, federation: str) -> Promise | None:
+    """Return what the settings promise to a site's patients, charged to its ``ledger``; None if nothing.
+
+    Raises:
+        SettingsError: no noise is enough for it.
+    """
+    if isinstance(settings.privacy, NoPrivacy):
+        return None
+    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
+    return Promise(build_mechanism(settings.privacy, length), ledger, federation)
 
 
 def sharing_in(settings: Training, networks: Method) -> Sharing:

@@ -117,6 +117,7 @@ class RunFolder:
             losses={update.site: _named("loss/", update.metrics) for update in updates},
             validation={},
             traffic={update.site: found for update in updates if (found := _named("traffic/", update.metrics))},
+            privacy={update.site: found for update in updates if (found := _named("privacy/", update.metrics))},
             shares={site: dict(of_site) for site, of_site in contribution.shares.items()},
             planned_shares={site: dict(of_site) for site, of_site in contribution.planned.items()},
         )
@@ -125,7 +126,21 @@ class RunFolder:
         save_round(self._file(model.round), model)
         save_model(self.path / "model", model, self.card)
         self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
+        if fallen := self._fallen(entry):
+            self.audit.record("epsilon fell", round=model.round, sites=fallen)
         self._forget({model.round, self.best_round() or model.round})
+
+    def epsilon_spent(self) -> dict[str, float]:
+        """Return the epsilon that each private site last said to have spent."""
+        return {site: said["epsilon"] for kept in self.history for site, said in kept.privacy.items()}
+
+    def _fallen(self, entry: Round) -> list[str]:
+        """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
+        spent = {
+            site: max(kept.privacy[site]["epsilon"] for kept in self.history if site in kept.privacy)
+            for site in entry.privacy
+        }
+        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < spent[site])
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fedgan.assembly import aggregation_in, build_site, networks_for
+from fedgan.assembly import aggregation_in, build_site, networks_for, promise_in
 from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, hide_labels, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
@@ -16,10 +16,12 @@ from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_las
 from fedgan.federated.site import Site, weights_of
 from fedgan.federated.spool import Spool
 from fedgan.gan.build import choose_device
+from fedgan.gan.method import Method
+from fedgan.privacy.build import simulated_ledger
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.reading import figures_of
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import AgreedScans, GanFedAvg, ManifestData, PhantomData, Run, Simulation
+from fedgan.settings import AgreedScans, GanFedAvg, ManifestData, PatientPrivacy, PhantomData, Run, Simulation
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -176,6 +178,22 @@ def open_folder(settings: Run, path: Path) -> RunFolder:
     return RunFolder(path, card, FIGURES[settings.select])
 
 
+def simulated_site(
+    settings: Simulation, name: str, cohort: Cohort, networks: Method, *, memory: Path, watcher: Watcher | None = None
+) -> Site:
+    """Return the site ``name``, which remembers and keeps its accounts in ``memory``.
+
+    Raises:
+        SettingsError: a network to be shared is not one of the method's, or no noise keeps what is promised.
+    """
+    promise = None
+    if isinstance(settings.privacy, PatientPrivacy):
+        ledger = simulated_ledger(settings.privacy, site=name, folder=memory)
+        promise = promise_in(settings, ledger, federation=settings.name or "simulation")
+    on_step = partial(_tell, watcher, name)
+    return build_site(settings, name, cohort, networks, memory=memory, promise=promise, on_step=on_step)
+
+
 def _tell(watcher: Watcher | None, site: str, _step: int, losses: Mapping[str, float]) -> None:
     if watcher:
         watcher.step(site, losses)
@@ -229,9 +247,7 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
     settings = settings.model_copy(update={"local_steps": arm.local_steps, "quorum": arm.quorum})
     networks = networks_for(settings, choose_device(settings.device))
     sites = [
-        build_site(
-            settings, name, cohort, networks, memory=folder.memory_of(name), on_step=partial(_tell, watcher, name)
-        )
+        simulated_site(settings, name, cohort, networks, memory=folder.memory_of(name), watcher=watcher)
         for name, cohort in arm.cohorts.items()
     ]
     if watcher:

@@ -98,7 +98,7 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
             raise
     metrics = conclude(settings, folder)
     model = folder.kept(metrics.chosen_round)
-    lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon={}, chosen=True)
+    lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon=folder.epsilon_spent(), chosen=True)
     releases_in(home).publish(model, lineage, signing_key(home))
     return metrics
 

@@ -76,7 +76,8 @@ class _Releasing:
 
     def round(self, number: int, score: float | None) -> None:
         """Release the round that was just kept."""
-        lineage = lineage_of(self.folder, number, rounds=self.settings.rounds, epsilon={}, chosen=False)
+        spent = self.folder.epsilon_spent()
+        lineage = lineage_of(self.folder, number, rounds=self.settings.rounds, epsilon=spent, chosen=False)
         self.releases.publish(self.folder.kept(number), lineage, self.key)
 
 

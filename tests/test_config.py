@@ -157,7 +157,7 @@ def test_one_mistake_is_said_in_one_line(override, line):
     [
         ("model.grid=3", "model.grid: Input should be 1, 2 or 4 (got 3)"),
         ("model.weights.identity=-1", "model.weights.identity: Input should be greater than or equal to 0 (got -1)"),
-        ("model.patch=2", "model.patch: unknown setting here; it belongs to model=taggan"),
+        ("model.patch=2", "model.patch: unknown setting here; it belongs to model=taggan or model=tagsagan_private"),
         ("model.contex=8", "model.contex: unknown setting; did you mean model.context?"),
     ],
 )
@@ -291,6 +291,7 @@ def test_the_help_knows_every_setting_its_default_and_its_meaning():
         "data.kind",
         "aggregation.kind",
         "server_optimizer.kind",
+        "privacy.kind",
     }
 
 

@@ -31,6 +31,32 @@ def draw_batches(cohort: Cohort, *, batch_size: int, rng: torch.Generator, flip:
         )
 
 
+def patients_of(cohort: Cohort) -> list[list[int]]:
+    """Return the rows of each patient; equal names at two sites are two patients."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, patient in enumerate(zip(cohort.sites, cohort.patients, strict=True)):
+        rows.setdefault(patient, []).append(row)
+    return list(rows.values())
+
+
+def batch_of_patient(cohort: Cohort, patient: Sequence[int], *, rng: torch.Generator) -> Batch:
+    """Return one scan at random of each kind that is among a ``patient``'s rows, every other mirrored."""
+    abnormal, normal, unlabelled = (
+        _one_of([row for row in patient if cohort.status[row] == kind], rng) for kind in (ABNORMAL, NORMAL, UNLABELLED)
+    )
+    return Batch(
+        abnormal=_gather(cohort.images, abnormal, rng),
+        normal=_gather(cohort.images, normal, rng),
+        diseases=cohort.diseases[abnormal],
+        unlabelled=_gather(cohort.images, unlabelled, rng),
+    )
+
+
+def _one_of(rows: Sequence[int], rng: torch.Generator) -> Tensor:
+    chosen = [rows[int(torch.randint(len(rows), (), generator=rng))]] if rows else []
+    return torch.tensor(chosen, dtype=torch.long)
+
+
 def _by_patient(cohort: Cohort, status: int) -> list[list[int]]:
     """Return each patient's rows of one status; equal names at two sites are two patients."""
     rows: dict[tuple[str, str], list[int]] = {}

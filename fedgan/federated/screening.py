@@ -27,7 +27,9 @@ from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights
 
 log = logging.getLogger(__name__)
 
-METRIC = re.compile(r"(loss|validation|traffic)/[a-z0-9_]{1,40}")
+METRIC = re.compile(r"(loss|validation|traffic|privacy)/[a-z0-9_]{1,40}")
+
+SIGNLESS = ("validation/", "privacy/")
 
 FEWEST_FOR_A_MEDIAN = 3
 """With two updates, the median of their norms is no witness against either."""
@@ -76,13 +78,14 @@ def check(expected: Expected, update: SiteUpdate) -> None:
 
 
 def check_metrics(update: SiteUpdate) -> None:
-    """Refuse metrics that are not finite figures under agreed names, scores of validation within [0, 1].
+    """Refuse metrics that are not finite figures under agreed names, epsilon below 0, validation beyond [0, 1].
 
     Raises:
         UnagreedMetric: as the message says, naming the site but never the metric, whose name may be anything.
     """
     for name, value in update.metrics.items():
-        bounded = 0 <= value <= 1 if name.startswith("validation/") else math.isfinite(value)
+        most = 1.0 if name.startswith("validation/") else math.inf
+        bounded = math.isfinite(value) and (0 <= value <= most if name.startswith(SIGNLESS) else True)
         if not (METRIC.fullmatch(name) and bounded):
             raise UnagreedMetric(f"site {update.site} sent a metric that is no bounded figure of an agreed name")
 

@@ -1,15 +1,16 @@
 """One site: it answers a task with an update of the model, trained on its own scans, which stay where they are."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from fedgan.cohort.batches import draw_batches
+from fedgan.cohort.batches import batch_of_patient, draw_batches, patients_of
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import CohortError, FedganError, ModelError
 from fedgan.federated.compression import Encoding, with_feedback
@@ -17,8 +18,10 @@ from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory, pa
 from fedgan.federated.sharing import Sharing
 from fedgan.gan.augmentation import vary
 from fedgan.gan.method import Method
-from fedgan.gan.training import OnStep, moments_of, players_for, take_over, train
-from fedgan.records import Answer, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights, digest_of
+from fedgan.gan.training import OnStep, Players, moments_of, players_for, take_over, train
+from fedgan.privacy.dp_sgd import train_privately
+from fedgan.privacy.promise import Promise
+from fedgan.records import Answer, Batch, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights, digest_of
 from fedgan.streams import generator_for
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ class Recipe:
     """Pull of the received weights on the generators and on the critics."""
     moments: Literal["reset", "second", "both"] = "reset"
     """Which of Adam's moments outlive a round."""
+    promise: Promise | None = None
+    """What each training patient is promised; then nothing leaves that is not noisy, but the epsilon spent."""
 
     def rate_in(self, number: int) -> float:
         """Return the share of the learning rates in round ``number`` (from 0): 1 at first, ``last_rate`` at last."""
@@ -81,7 +86,8 @@ class Site:
         self.memory = memory or NoMemory()
         self.train_cohort = cohort.split("train")
         self.val_cohort = cohort.split("val")
-        self.counts = count_scans(self.train_cohort)
+        counts = count_scans(self.train_cohort)
+        self.counts = counts if recipe.promise is None else ScanCounts(1, 1, 1, (1,) * len(counts.by_disease))
         self.on_step = on_step
 
     def answer(self, task: RoundTask) -> Answer:
@@ -96,37 +102,41 @@ class Site:
             return SiteFailure(self.name, task.model.round, type(refusal).__name__)
 
     def _train(self, task: RoundTask) -> SiteUpdate:
-        """Load, validate, train, subtract."""
+        """Load, validate or charge, train, subtract."""
+        promise = self.recipe.promise
         before, number = task.model.weights, task.model.round
         since, kept = self.memory.recall(number)
         load_weights(self.networks, {**before, **self.recipe.sharing.still_own(part_of(kept, OWN), since, number)})
-        scores = self.recipe.validate(self.networks, self.val_cohort)
+        scores = {} if promise else self.recipe.validate(self.networks, self.val_cohort)
         metrics = {f"validation/{name}": score for name, score in scores.items()}
         if not task.local_steps:
             return SiteUpdate(self.name, task.model.round, digest_of(before), {}, self.counts, metrics)
         if not self.counts.labelled:
             raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
+        charge = promise.reserve(task) if promise else 0  # before the first gradient: a crash must never hide it
         losses, moments = self._take_steps(task, part_of(kept, MOMENTS))
-        self.recipe.validate(self.networks, self.train_cohort.take([0]))  # weights that draw no map must not leave
+        self.recipe.validate(self.networks, self._any_scan())  # weights that draw no map must not leave
         after = weights_of(self.networks)
         sent = self.recipe.sharing.sent_after(number)
         own = {name: after[name] for name in self.recipe.sharing.own_after(number)}
         delta = {name: after[name] - before[name] for name in before if name in sent}
         delta, lost = with_feedback(delta, part_of(kept, RESIDUAL), self.recipe.encodings)
         self.memory.keep(number + 1, _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, lost))
+        metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
+        if promise:
+            metrics = {"privacy/epsilon": promise.settle(charge, delta)}
         return SiteUpdate(
             site=self.name,
             round=number,
             digest=digest_of(before),
             delta=delta,
             counts=self.counts,
-            metrics=metrics | {f"loss/{name}": loss for name, loss in losses.items()},
+            metrics=metrics,
         )
 
     def _take_steps(self, task: RoundTask, moments: Weights) -> tuple[Mapping[str, float], Weights]:
         """Take the task's local steps; return the mean losses and the moments to keep."""
-        recipe, rng = self.recipe, generator_for(self.recipe.seed, "site", self.name, task.model.round)
-        device = next(iter(self.networks.generators())).device
+        recipe = self.recipe
         rate = recipe.rate_in(task.model.round)
         players = players_for(
             self.networks,
@@ -137,11 +147,36 @@ class Site:
             prox=recipe.prox,
         )
         take_over(players, moments, first=recipe.moments == "both")
+        losses = (self._learn_privately if recipe.promise else self._learn)(task, players)
+        return losses, {} if recipe.moments == "reset" else moments_of(players)
+
+    def _learn(self, task: RoundTask, players: Players) -> Mapping[str, float]:
+        """Take steps on batches from the run's own stream; return the mean losses."""
+        recipe, rng = self.recipe, generator_for(self.recipe.seed, "site", self.name, task.model.round)
         batches = draw_batches(self.train_cohort, batch_size=recipe.batch_size, rng=rng, flip=True)
         drawn = islice(batches, task.local_steps * recipe.critic_steps)
-        seen = ((vary(batch, rng) if recipe.augment else batch).to(device) for batch in drawn)
-        losses = train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
-        return losses, {} if recipe.moments == "reset" else moments_of(players)
+        seen = (self._seen(batch, rng) for batch in drawn)
+        return train(self.networks, players, seen, rng=rng, critic_steps=recipe.critic_steps, on_step=self.on_step)
+
+    def _learn_privately(self, task: RoundTask, players: Players) -> Mapping[str, float]:
+        """Take steps on patients drawn by chance; return no losses."""
+        mechanism = cast("Promise", self.recipe.promise).mechanism
+        patients = [partial(self._patient, rows) for rows in patients_of(self.train_cohort)]
+        train_privately(self.networks, players, patients, mechanism, steps=task.local_steps, on_step=self.on_step)
+        return {}
+
+    def _patient(self, rows: Sequence[int], rng: torch.Generator) -> Batch:
+        return self._seen(batch_of_patient(self.train_cohort, rows, rng=rng), rng)
+
+    def _seen(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """Return a batch as the networks get it."""
+        device = next(iter(self.networks.generators())).device
+        return (vary(batch, rng) if self.recipe.augment else batch).to(device)
+
+    def _any_scan(self) -> Cohort:
+        """Return a training scan to draw a map of; a blank one where no patient may decide whether an answer leaves."""
+        scan = self.train_cohort.take([0])
+        return replace(scan, images=torch.zeros_like(scan.images)) if self.recipe.promise else scan
 
 
 def _named(start: str, tensors: Weights) -> dict[str, Tensor]:

@@ -15,15 +15,20 @@ from fedgan.settings import Model
 from fedgan.streams import generator_for
 
 
-def build_networks(settings: Model, *, num_diseases: int, seed: int, device: torch.device) -> Method:
-    """Return untrained networks of the settings' method, the same for the same seed."""
+def build_networks(
+    settings: Model, *, num_diseases: int, seed: int, device: torch.device, one_patient: bool = False
+) -> Method:
+    """Return untrained networks of the settings' method, the same for the same seed.
+
+    With ``one_patient`` each batch of their game is one patient's scans, as in private training.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "initial weights").initial_seed())
         networks: TagGAN | SAGAN
         if isinstance(settings, SAGANSettings):
-            networks = SAGAN(settings)
+            networks = SAGAN(settings, one_patient=one_patient)
         else:
-            networks = TagGAN(settings, num_diseases=num_diseases)
+            networks = TagGAN(settings, num_diseases=num_diseases, one_patient=one_patient)
     networks.to(device)
     if device.type == "cuda":
         networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in the docs, not in the stubs

@@ -8,13 +8,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 
+def _mean(scores: Tensor) -> Tensor:
+    """Return the mean, or 0 of no scores: a side of which a patient has no scan says nothing."""
+    return scores.mean() if scores.numel() else scores.sum()
+
+
 def lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     r"""Return :math:`\frac12 (E[(D(x) - 1)^2] + E[D(G(z))^2])` (Mao et al. 2017, arXiv:1611.04076, eq. 2).
 
     >>> lsgan_discriminator(torch.tensor([1.0]), torch.tensor([2.0]))
     tensor(2.)
     """
-    return ((real - 1).square().mean() + fake.square().mean()) / 2
+    return (_mean((real - 1).square()) + _mean(fake.square())) / 2
 
 
 def lsgan_generator(fake: Tensor) -> Tensor:
@@ -32,7 +37,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     >>> hinge_discriminator(torch.tensor([2.0]), torch.tensor([-0.5]))
     tensor(0.5000)
     """
-    return relu(1 - real).mean() + relu(1 + fake).mean()
+    return _mean(relu(1 - real)) + _mean(relu(1 + fake))
 
 
 def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -41,7 +46,7 @@ def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     >>> wasserstein_discriminator(torch.tensor([2.0]), torch.tensor([0.5]))
     tensor(-1.5000)
     """
-    return fake.mean() - real.mean()
+    return _mean(fake) - _mean(real)
 
 
 def raise_score(fake: Tensor) -> Tensor:
@@ -71,6 +76,20 @@ def gradient_penalty(
     (gradient,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty
+
+
+def penalty_between(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Return ``gradient_penalty`` of as many pairs as there are; at the scans themselves where one side has none.
+
+    A patient who has one side only is then penalised for himself alone, and never for a scan between two patients.
+    """
+    pairs = min(len(real), len(fake))
+    if not pairs:
+        scans = torch.cat([real, fake])
+        return gradient_penalty(discriminator, scans, scans, rng)
+    return gradient_penalty(discriminator, real[:pairs], fake[:pairs], rng)
 
 
 @dataclass(frozen=True, slots=True)

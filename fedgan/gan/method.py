@@ -35,8 +35,8 @@ class Method(Protocol):
         """Return the names of the tensors whose first axis is the diseases, each row trained by the scans of one."""
         ...
 
-    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run the generators for what both players look at."""
+    def imagine(self, batch: Batch, rng: torch.Generator, *, for_critics: bool = False) -> Scene:
+        """Run the generators for what both players look at, or for what critics look at alone."""
         ...
 
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:

@@ -52,9 +52,13 @@ class Scene:
 class SAGAN(nn.Module):
     """The networks of one model and the game they play."""
 
-    def __init__(self, settings: SAGANSettings) -> None:
-        """Build untrained networks; the initial weights come from PyTorch's global stream."""
+    def __init__(self, settings: SAGANSettings, *, one_patient: bool = False) -> None:
+        """Build untrained networks; the initial weights come from PyTorch's global stream.
+
+        With ``one_patient`` a batch is one patient's scans: the critic also learns of those who have one of its sides.
+        """
         super().__init__()
+        self.one_patient = one_patient
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
         self.output = OUTPUTS[settings.output]
@@ -100,8 +104,8 @@ class SAGAN(nn.Module):
         """Return nothing: no disease is told from another."""
         return ()
 
-    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run the generator over every scan that may show disease."""
+    def imagine(self, batch: Batch, rng: torch.Generator, *, for_critics: bool = False) -> Scene:
+        """Run the generator over every scan that may show disease, which is all that either player looks at."""
         suspects = torch.cat([batch.unlabelled, batch.abnormal])
         return Scene(batch.normal, suspects, self.heal(suspects, rng) if len(suspects) else suspects)
 
@@ -115,14 +119,13 @@ class SAGAN(nn.Module):
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return what the critic descends; it learns nothing at a site that lacks one of its sides."""
         normal, fake = scene.normal, scene.counterpart.detach()
-        if not (self.weights.adversarial and len(normal) and len(fake)):
+        sides = any if self.one_patient else all
+        if not (self.weights.adversarial and sides(len(side) > 0 for side in (normal, fake))):
             return {}
         scores = self.critic(torch.cat([normal, fake]))
         loss = self.game.discriminator(scores[: len(normal)], scores[len(normal) :])
         if self.game.penalty:
-            pairs = min(len(normal), len(fake))
-            penalty = losses.gradient_penalty(self.critic, normal[:pairs], fake[:pairs], rng)
-            loss = loss + self.game.penalty * penalty
+            loss = loss + self.game.penalty * losses.penalty_between(self.critic, normal, fake, rng)
         return {"discriminator": loss}
 
     def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:

@@ -69,9 +69,13 @@ def ask_for(diseases: Tensor, rng: torch.Generator) -> Tensor:
 class TagGAN(nn.Module):
     """The networks of one model and the game they play."""
 
-    def __init__(self, settings: TagGANSettings, *, num_diseases: int) -> None:
-        """Build untrained networks; the initial weights come from PyTorch's global stream."""
+    def __init__(self, settings: TagGANSettings, *, num_diseases: int, one_patient: bool = False) -> None:
+        """Build untrained networks; the initial weights come from PyTorch's global stream.
+
+        With ``one_patient`` a batch is one patient's scans: critics also learn of those who have one of the two sides.
+        """
         super().__init__()
+        self.one_patient = one_patient
         self.weights = settings.weights
         self.game = losses.GAMES[settings.adversarial]
         self.lesions = Lesions(settings.brighter, dark=settings.dark, radius=settings.radius)
@@ -118,22 +122,23 @@ class TagGAN(nn.Module):
         """Return the classifier's head: one row for each disease."""
         return "classifier.out.weight", "classifier.out.bias"
 
-    def imagine(self, batch: Batch, rng: torch.Generator) -> Scene:
-        """Run each generator once, over all scans that it is to see."""
+    def imagine(self, batch: Batch, rng: torch.Generator, *, for_critics: bool = False) -> Scene:
+        """Run each generator once, over all scans that it is to see, or over those alone whose result critics see."""
         suspects = torch.cat([batch.abnormal, batch.unlabelled])
         everything = batch.diseases.new_ones(len(batch.unlabelled), self.num_diseases)
         asked = torch.cat([torch.maximum(batch.diseases, ask_for(batch.diseases, rng)), everything])
         put_in = ask_for(batch.diseases.new_empty(len(batch.normal), self.num_diseases), rng)
-        pasted = self._paste(batch, rng)
-        differences, where = self.forward_generator.look(
-            torch.cat([suspects, batch.normal, pasted]), torch.cat([asked, put_in, put_in])
-        )
-        kinds = [len(suspects), len(batch.normal), len(pasted)]
+        healthy = batch.normal[:0] if for_critics else batch.normal
+        pasted = healthy if for_critics else self._paste(batch, rng)
+        kinds = [len(suspects), len(healthy), len(pasted)]
+        shown = torch.cat([suspects, healthy, pasted])
+        asked_of_all = torch.cat([asked, put_in[: len(healthy)], put_in[: len(pasted)]])
+        differences, where = self.forward_generator.look(shown, asked_of_all) if len(shown) else (shown, shown[:, :0])
         suspected, normal, restored = torch.split(differences, kinds)
         _, normal_where, pasted_where = torch.split(where, kinds)
         counterpart = suspects - suspected
         returned, diseased = counterpart[: len(batch.abnormal)], batch.normal
-        if self.weights.cycle:
+        if self.weights.cycle and len(returned) + len(diseased):
             put_back, lesion = self.backward_generator(
                 torch.cat([returned, diseased]), torch.cat([batch.diseases, put_in])
             ).split([len(returned), len(diseased)])
@@ -167,9 +172,9 @@ class TagGAN(nn.Module):
     def critic_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return what the critics descend; a critic learns nothing at a site that lacks one of its sides."""
         abnormal, normal = scene.batch.abnormal, scene.batch.normal
-        both = len(abnormal) and len(normal)
+        both = self._are_there(abnormal, normal)
         terms = {}
-        if self.weights.adversarial and len(normal) and len(scene.counterpart):
+        if self.weights.adversarial and self._are_there(normal, scene.counterpart):
             terms["normal_discriminator"] = self._tell(self.normal_discriminator, normal, scene.counterpart, rng)
         if self.weights.adversarial and self.weights.cycle and both:
             terms["abnormal_discriminator"] = self._tell(self.abnormal_discriminator, abnormal, scene.diseased, rng)
@@ -179,15 +184,16 @@ class TagGAN(nn.Module):
             terms["classifier"] = losses.disease_evidence(logits, torch.cat([scene.batch.diseases, none]))
         return terms
 
+    def _are_there(self, *sides: Tensor) -> bool:
+        return (any if self.one_patient else all)(len(side) > 0 for side in sides)
+
     def _tell(self, discriminator: PatchDiscriminator, real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
         """Return the loss of ``discriminator`` for telling real from generated scans."""
         fake = fake.detach()
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = self.game.discriminator(real_scores, fake_scores)
         if self.game.penalty:
-            pairs = min(len(real), len(fake))
-            penalty = losses.gradient_penalty(discriminator, real[:pairs], fake[:pairs], rng)
-            loss = loss + self.game.penalty * penalty
+            loss = loss + self.game.penalty * losses.penalty_between(discriminator, real, fake, rng)
         return loss
 
     def generator_terms(self, scene: Scene, rng: torch.Generator) -> Mapping[str, Tensor]:

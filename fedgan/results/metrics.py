@@ -115,6 +115,9 @@ class Round(_Frozen):
     traffic: dict[str, dict[str, float]] = {}
     """Site to bytes ``to_site`` and ``from_site`` that Flower's link carried; empty where there is no link."""
 
+    privacy: dict[str, dict[str, float]] = {}
+    """Site to the ``epsilon`` that it has spent by then, over all its runs; empty in a run that promises nothing."""
+
 
 class SiteContribution(_Frozen):
     """What one site had to do with a model, over the rounds that made it."""

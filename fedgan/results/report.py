@@ -103,6 +103,7 @@ def write_report(metrics: Metrics, examples: Sequence[Example], settings_yaml: s
         results=_scopes(federated) if federated else [],
         tables=_tables(metrics),
         losses=_charts(metrics, "losses"),
+        privacy=_charts(metrics, "privacy"),
         validation=_charts(metrics, "validation"),
         forest=_forest(metrics.comparisons),
         pictures=_pictures(examples, federated.threshold if federated else None),

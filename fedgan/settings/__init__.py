@@ -11,7 +11,8 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, LossWeights, TagGAN
-from fedgan.settings.run import Aggregation, Model, Run, ServerOptimizer, Terms, Training
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
+from fedgan.settings.run import Aggregation, Model, Privacy, Run, ServerOptimizer, Terms, Training
 from fedgan.settings.simulation import Data, Simulation
 from fedgan.settings.types import Name, SiteName
 
@@ -29,8 +30,11 @@ __all__ = [
     "ManifestData",
     "Model",
     "Name",
+    "NoPrivacy",
     "NoServerOptimizer",
+    "PatientPrivacy",
     "PhantomData",
+    "Privacy",
     "Run",
     "Scans",
     "ServerAdam",

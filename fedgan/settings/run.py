@@ -14,10 +14,12 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, TagGAN
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
 from fedgan.settings.types import Count, Frozen, Name
 
 Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
 Aggregation = Annotated[GanFedAvg | FedAvg, Field(discriminator="kind")]
+Privacy = Annotated[NoPrivacy | PatientPrivacy, Field(discriminator="kind")]
 ServerOptimizer = Annotated[NoServerOptimizer | ServerMomentum | ServerAdam, Field(discriminator="kind")]
 
 
@@ -36,6 +38,16 @@ class Training(Frozen):
     data: Scans
     aggregation: Aggregation
     compress: Compression
+    privacy: Privacy
+    """What is promised to each patient."""
+
+    @model_validator(mode="after")
+    def _nothing_is_learned_beside_a_promise(self) -> Self:
+        shares = self.aggregation.share if isinstance(self.aggregation, GanFedAvg) else "both"
+        if isinstance(self.privacy, PatientPrivacy) and shares != "both":
+            msg = "privacy=patient needs aggregation.share=both: what stays at a site has learned of the same patients"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _intervals_are_whole_rounds(self) -> Self:
@@ -85,6 +97,13 @@ class Run(Training):
     scored when the next one has been trained. The learning rates fall over ``rounds`` all the same."""
     server_optimizer: ServerOptimizer
     """What the coordinator makes of the sites' mean step, on trained tensors alone."""
+
+    @model_validator(mode="after")
+    def _private_runs_end_with_the_last(self) -> Self:
+        if isinstance(self.privacy, PatientPrivacy) and self.select != "last":
+            msg = "privacy=patient needs select=last: a choice by validation patients would tell of them"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _own_generators_are_the_last(self) -> Self:

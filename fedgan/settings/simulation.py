@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedgan.settings.data import ManifestData, PhantomData
+from fedgan.settings.privacy import PatientPrivacy
 from fedgan.settings.run import Run
 from fedgan.settings.types import Fraction
 
@@ -33,6 +34,13 @@ class Simulation(Run):
     compare: bool
     """Also train the local-only and pooled arms, for the report."""
     data: Data
+
+    @model_validator(mode="after")
+    def _private_arms_are_alone(self) -> Self:
+        if self.compare and isinstance(self.privacy, PatientPrivacy):
+            msg = "privacy=patient needs compare=false: the other arms would spend the same patients' budget again"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _quorum_within_sites(self) -> Self:

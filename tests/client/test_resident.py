@@ -88,7 +88,7 @@ def test_an_answer_is_audited_with_its_round(site_home, terms):
     ("changes", "overrides", "local_steps", "reason"),
     [
         ({"diseases": ["pneumonia"]}, [], 2, "DiseaseRefused"),
-        ({"privacy": {"epsilon": 1.0}}, [], 2, "PrivacyRefused"),
+        ({"privacy": {"epsilon": 1.0, "delta": 1e-5}}, [], 2, "PrivacyRefused"),
         ({}, ["model.width=65"], 2, "ModelRefused"),
         ({}, [], 2001, "TaskTooLong"),
         ({"device": "tpu"}, [], 2, "SettingsError"),
@@ -102,6 +102,23 @@ def test_a_refusal_leaves_as_its_class_and_is_audited(site_home, terms, changes,
 
     assert answer == SiteFailure("A", 0, reason)
     assert events(home)[-1]["reason"] == reason
+
+
+PRIVATE = ("privacy=patient", "privacy.cohort=12", "privacy.patients=4", "privacy.delta=0.005")
+
+
+def test_private_runs_of_any_name_are_charged_to_one_ledger_until_the_policys_ceiling(site_home, terms):
+    home, first = site_home(privacy={"epsilon": 12.0, "delta": 0.005}), terms(*PRIVATE)
+    second = first.model_copy(update={"name": "second"})
+
+    one = answer_of(Resident("A", home), task_of(first))
+    two = answer_of(Resident("A", home), task_of(second))
+    answers = [answer_of(Resident("A", home), task_of(second, number)) for number in range(1, 5)]
+
+    assert isinstance(one, SiteUpdate)
+    assert isinstance(two, SiteUpdate)
+    assert one.metrics["privacy/epsilon"] < two.metrics["privacy/epsilon"] <= 12
+    assert answers[-1] == SiteFailure("A", 4, "BudgetExhausted")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "seed: 0", "!!python/object/apply:os.system [ls]", "[1"])

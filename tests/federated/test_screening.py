@@ -44,6 +44,8 @@ def test_an_update_that_cannot_be_combined_is_refused_by_the_sites_name(wrong, e
         {"validation/pixel_ap": 1e9},
         {"validation/pixel_ap": float("nan")},
         {"loss/cycle": float("inf")},
+        {"privacy/epsilon": -1.0},
+        {"privacy/epsilon": float("nan")},
         {"name/Jane Doe": 0.5},
         {"loss/Jane Doe": 0.5},
     ],

@@ -26,5 +26,10 @@ def test_a_pasted_square_blends_the_scan_before_it_in_and_leaves_the_rest(count,
         assert torch.allclose(alpha, alpha.mean(), atol=1e-2)
 
 
-def test_a_scan_alone_gets_a_square_that_changes_nothing():
-    assert torch.equal(paste_squares(scans_of(1), rng=torch.Generator()), scans_of(1))
+def test_a_scan_alone_gets_a_square_of_its_mirror_image():
+    scan = scans_of(1)
+
+    pasted = paste_squares(scan, rng=torch.Generator())
+
+    assert not torch.equal(pasted, scan)
+    assert torch.all((pasted - scan) * (pasted - scan.flip(-1)) <= 0)  # between the two everywhere

@@ -1,0 +1,52 @@
+"""From settings to how a private run draws, clips and adds noise: the same at the coordinator and at every site."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgan.privacy.dp_sgd import Mechanism
+from fedgan.privacy.ledger import Ledger
+from fedgan.privacy.plan import Draws, noise_for
+from fedgan.settings import PatientPrivacy
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is, from which it follows how often noise is added."""
+
+    rounds: int
+    local_steps: int
+    """In each round."""
+    critic_steps: int
+    """In each local step; the generators take one."""
+
+    @property
+    def releases(self) -> int:
+        """Return the number of noisy gradients of the whole run."""
+        return self.rounds * self.local_steps * (self.critic_steps + 1)
+
+
+def build_mechanism(settings: PatientPrivacy, length: Length) -> Mechanism:
+    """Return the mechanism with which a run of that length costs the settings' epsilon.
+
+    Raises:
+        SettingsError: no noise is enough.
+    """
+    draws = Draws(settings.cohort, settings.patients, length.releases)
+    return Mechanism(
+        noise=noise_for(settings.epsilon, delta=settings.delta, draws=draws),
+        clip=settings.clip,
+        rate=draws.rate,
+        patients=settings.patients,
+        critic_steps=length.critic_steps,
+    )
+
+
+def simulated_ledger(settings: PatientPrivacy, *, site: str, folder: Path) -> Ledger:
+    """Return the account of a simulated site, of one run alone: what is simulated leaves no hospital."""
+    return Ledger(
+        folder / "privacy" / "ledger.sqlite",
+        anchor=folder / "ledger.anchor",
+        site=site,
+        ceiling=settings.ceiling or settings.epsilon,
+        delta=settings.delta,
+    )

@@ -1,0 +1,165 @@
+r"""Training that no single patient can change much: DP-SGD (Abadi et al. 2016, arXiv:1607.00133) for both players.
+
+A player's step is one release: every patient is drawn with the same probability, on his own; each drawn patient's
+gradient is clipped to norm C; normal noise of standard deviation :math:`\sigma C` is added to their sum, which is
+divided by a constant. The unit is a patient with all his scans, added or removed. What keeps this true:
+
+* A patient's loss looks at his own scans alone, whatever its terms and forward passes, and gives one gradient: there is
+  one plain backward pass for each patient, and so no hooks, and spectral norms and gradient penalties stay possible.
+* Players never share a draw, so that each release is charged by itself.
+* Draws and noise come from ``fedgan.privacy.chance``. An empty draw is a step of noise alone.
+* Spectral-norm vectors rest during a step, or the number of patients drawn would show in them.
+* A gradient that is not finite counts as zero; a refusal would tell that somebody's was not.
+
+What comes of the noisy gradients, as Adam's moments and moving averages, costs nothing more. How long a step takes does
+tell how many were drawn.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.optim import Optimizer
+
+from fedgan.gan.method import Method
+from fedgan.gan.training import OnStep, Players
+from fedgan.privacy.accounting import Releases
+from fedgan.privacy.chance import secret_normal, secret_stream, secret_uniform
+from fedgan.records import Batch, ScanCounts
+
+Patient = Callable[[torch.Generator], Batch]
+"""Makes a batch of one patient's scans, drawing on a stream of his own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """How a run draws patients and what it does to their gradients, in every release."""
+
+    noise: float
+    """Standard deviation of the noise, in multiples of ``clip``."""
+    clip: float
+    """Largest Euclidean norm of a patient's gradient, over all parameters of a player."""
+    rate: float
+    """Probability with which a patient is drawn."""
+    patients: float
+    """What sums are divided by: a constant, because the number drawn must not show."""
+    critic_steps: int = 1
+    """Releases of the critics in one local step; the generators then have one."""
+
+    def releases(self, steps: int) -> Releases:
+        """Return what so many local steps release."""
+        return Releases(self.noise, self.rate, steps * (self.critic_steps + 1))
+
+
+def train_privately(
+    method: Method,
+    players: Players,
+    patients: Sequence[Patient],
+    mechanism: Mechanism,
+    *,
+    steps: int,
+    on_step: OnStep = lambda step, losses: None,
+) -> None:
+    """Take local steps, which are ``mechanism.releases(steps)``; ``method`` is built for batches of one patient."""
+    networks = cast("nn.Module", method).eval()
+    critics = _trained(method, players.critics)
+    generators = _trained(method, players.generators)
+    for step in range(1, steps + 1):
+        for _ in range(mechanism.critic_steps):
+            losses = (_critic_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
+            release(players.critics, critics, losses, mechanism)
+            refresh_spectral_norms(networks)
+        losses = (_generator_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
+        release(players.generators, generators, losses, mechanism)
+        method.follow()
+        on_step(step, {})
+    networks.train()
+
+
+def drawn(patients: Sequence[Patient], rate: float) -> Iterator[Patient]:
+    """Yield each patient with probability ``rate``, independently of the others: a Poisson draw."""
+    chosen = secret_uniform(len(patients)) < rate
+    return (patients[index] for index in chosen.nonzero()[:, 0].tolist())
+
+
+def release(
+    optimizer: Optimizer, moved: Sequence[nn.Parameter], losses: Iterable[Tensor | None], mechanism: Mechanism
+) -> None:
+    """Take a step of ``optimizer`` down the noisy sum of each loss's clipped gradient, one loss for each patient."""
+    noisy = noisy_sum((gradient_of(loss, moved) for loss in losses if loss is not None), moved, mechanism)
+    optimizer.zero_grad(set_to_none=True)
+    parts = torch.split(noisy / mechanism.patients, [parameter.numel() for parameter in moved])
+    for parameter, part in zip(moved, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    optimizer.step()
+
+
+def gradient_of(loss: Tensor, moved: Sequence[nn.Parameter]) -> Tensor:
+    """Return the gradient of one patient's loss as one vector; a parameter that has no part in it counts as zero."""
+    parts = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def clipped(gradient: Tensor, clip: float) -> Tensor:
+    """Return ``gradient`` shortened to norm ``clip`` if it is longer, or nothing but zeros if it is not finite.
+
+    >>> clipped(torch.tensor([3.0, 4.0]), 1.0).norm() <= 1
+    tensor(True)
+    >>> clipped(torch.tensor([float("nan"), 1.0]), 1.0)
+    tensor([0., 0.])
+    """
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+    if not torch.isfinite(norm):
+        return torch.zeros_like(gradient)
+    return gradient * float((clip / norm * (1 - 1e-6)).clamp(max=1))  # rounding must not lengthen it again
+
+
+def noisy_sum(gradients: Iterable[Tensor], moved: Sequence[nn.Parameter], mechanism: Mechanism) -> Tensor:
+    """Return the sum of the clipped ``gradients`` and of the noise; added in float64, before any rounding."""
+    size = sum(parameter.numel() for parameter in moved)
+    total = torch.zeros(size, device=moved[0].device)
+    for gradient in gradients:
+        total += clipped(gradient, mechanism.clip)
+    noise = mechanism.noise * mechanism.clip * secret_normal(size).to(total.device)
+    return (total + noise).to(total.dtype)
+
+
+def refresh_spectral_norms(networks: nn.Module) -> None:
+    """Take one power iteration of each spectral norm (Miyato et al. 2018, arXiv:1802.05957), from its weight alone."""
+    with torch.no_grad():
+        for module in networks.modules():
+            if is_parametrized(module):
+                module.train()
+                for name in cast("nn.ModuleDict", module.parametrizations):
+                    getattr(module, name)
+                module.eval()
+
+
+def _critic_loss(method: Method, players: Players, patient: Patient) -> Tensor | None:
+    stream = secret_stream()
+    with torch.no_grad(), players.arithmetic():
+        scene = method.imagine(patient(stream), stream, for_critics=True)
+    with players.arithmetic():
+        return _sum(method.critic_terms(scene, stream))
+
+
+def _generator_loss(method: Method, players: Players, patient: Patient) -> Tensor | None:
+    stream = secret_stream()
+    with players.arithmetic():
+        return _sum(method.generator_terms(method.imagine(patient(stream), stream), stream))
+
+
+def _sum(terms: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the patient's loss, or nothing where no term can be had of his scans."""
+    return torch.stack(list(terms.values())).sum() if terms else None
+
+
+def _trained(method: Method, optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
+    scans = method.driven_by(ScanCounts(1, 1, 1))
+    networks = cast("nn.Module", method)
+    trained = {parameter for name, parameter in networks.named_parameters() if scans.get(name.partition(".")[0], 0) > 0}
+    return [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter in trained]

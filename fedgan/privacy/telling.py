@@ -1,0 +1,53 @@
+"""What a site's data protection officer reads: what is spent and left, and what a planned run would take."""
+
+from collections.abc import Sequence
+
+from fedgan.privacy.accounting import Releases
+from fedgan.privacy.build import Length, build_mechanism
+from fedgan.privacy.ledger import Ledger
+from fedgan.privacy.plan import Draws, noise_to_signal, smallest_cohort
+from fedgan.settings import PatientPrivacy
+
+
+def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[str]:
+    """Return the site's account in lines: spent and left, by federation, and after one more round of a given cost.
+
+    Raises:
+        LedgerError: the ledger cannot be trusted or read.
+    """
+    spent = ledger.spent()
+    of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
+    lines = [f"site {ledger.site}: {of}, at delta {ledger.delta:g}"]
+    lines += [f"  {name}: {epsilon:.3g} by itself" for name, epsilon in ledger.by_federation().items()]
+    if one_round:
+        after = ledger.spent(one_round)
+        granted = "" if after <= ledger.ceiling else ", over the ceiling: it would be refused"
+        lines.append(f"  one more round of {one_round.count} noisy steps: {after:.3g} spent{granted}")
+    return lines
+
+
+def tell_plan(settings: PatientPrivacy, length: Length, *, num_parameters: int) -> Sequence[str]:
+    """Return in lines what the settings' epsilon takes over a run of that length, and for how many patients it is.
+
+    Args:
+        settings: what is to be promised.
+        length: of the run.
+        num_parameters: of the larger player.
+
+    Raises:
+        SettingsError: no noise is enough.
+    """
+    mechanism = build_mechanism(settings, length)
+    draws = Draws(settings.cohort, settings.patients, length.releases)
+    ratio = noise_to_signal(mechanism.noise, draws=draws, num_parameters=num_parameters)
+    enough = smallest_cohort(
+        settings.epsilon, patients=settings.patients, releases=length.releases, num_parameters=num_parameters
+    )
+    return [
+        f"epsilon {settings.epsilon:g} at delta {settings.delta:g} over {length.releases} noisy steps",
+        f"  noise: {mechanism.noise:.3g} times the clipping norm; a patient is drawn with probability {draws.rate:.3g}",
+        f"  noise beside the longest signal there can be: {ratio:.3g} times",
+        "  no number of patients makes sense of it: draw more at once, train fewer parameters, or spend more"
+        if enough is None
+        else f"  sensible from about {enough} training patients a site with draws of {settings.patients}",
+    ]

@@ -1,0 +1,230 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgan.cohort.batches import batch_of_patient, patients_of
+from fedgan.gan.build import build_networks
+from fedgan.gan.training import players_for
+from fedgan.privacy.chance import secret_normal, secret_stream, secret_uniform
+from fedgan.privacy.dp_sgd import Mechanism, clipped, drawn, gradient_of, noisy_sum, release, train_privately
+from fedgan.records import Batch
+from fedgan.simulation import load_cohorts
+
+CPU = torch.device("cpu")
+PRESETS = [
+    ("model=taggan",),
+    ("model=tagsagan",),
+    ("model=taggan", "model.weights.cycle=1", "model.spectral_norm=true", "model.adversarial=hinge"),
+    ("model=taggan", "model.adversarial=wgan_gp"),
+    ("model=sagan",),
+    ("model=sagan", "model.adversarial=wgan_gp"),
+    ("model=sagan_released", "data.size=64", "model.blocks=1"),
+]
+NO_NOISE = Mechanism(noise=0.0, clip=1e9, rate=1.0, patients=1.0)
+
+
+def scans(count, seed, size=32):
+    return torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def patient(abnormal, normal, unlabelled, seed, size=32):
+    diseases = torch.eye(2)[:abnormal]
+    return Batch(
+        scans(abnormal, seed, size), scans(normal, seed + 1, size), diseases, scans(unlabelled, seed + 2, size)
+    )
+
+
+def patients(size=32):
+    """Return one of each kind: with both sides, one side, and no label."""
+    kinds = [(1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
+    return [patient(*kind, 10 * number, size) for number, kind in enumerate(kinds)]
+
+
+def networks_of(settings):
+    return build_networks(settings.model, num_diseases=2, seed=0, device=CPU, one_patient=True)
+
+
+def players_of(networks):
+    return players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=False)
+
+
+def loss_of(networks, batch, side, seed):
+    rng = torch.Generator().manual_seed(seed)
+    scene = networks.imagine(batch, rng)
+    terms = networks.critic_terms(scene, rng) if side == "critics" else networks.generator_terms(scene, rng)
+    return sum(terms.values()) if terms else None
+
+
+@pytest.mark.parametrize("side", ["critics", "generators"])
+@pytest.mark.parametrize("preset", PRESETS, ids=" ".join)
+def test_the_sum_is_that_of_gradients_found_patient_by_patient_each_alone(tiny, preset, side):
+    settings = tiny(*preset)
+    networks = networks_of(settings).eval()
+    batches = patients(settings.data.size)
+    moved = list(getattr(networks, side)())
+
+    losses = (loss_of(networks, batch, side, seed) for seed, batch in enumerate(batches))
+    total = noisy_sum((gradient_of(loss, moved) for loss in losses if loss is not None), moved, NO_NOISE)
+
+    alone = torch.zeros_like(total)
+    for seed, batch in enumerate(batches):
+        other = copy.deepcopy(networks)
+        loss = loss_of(other, batch, side, seed)
+        if loss is not None:
+            loss.backward()
+            parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in getattr(other, side)()]
+            alone += torch.cat([part.flatten() for part in parts])
+    assert alone.norm() > 0
+    assert (total - alone).norm() <= 1e-5 * alone.norm()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=" ".join)
+def test_every_kind_of_patient_teaches_every_preset(tiny, preset):
+    settings = tiny(*preset)
+    networks = networks_of(settings).eval()
+    both, ill, well, unlabelled, _ = patients(settings.data.size)
+
+    for batch in (both, ill, well, unlabelled):
+        for side in ("critics", "generators"):
+            loss = loss_of(networks, batch, side, 0)
+            assert loss is not None
+            assert torch.isfinite(gradient_of(loss, list(getattr(networks, side)()))).all()
+
+
+@given(
+    values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=20),
+    clip=st.floats(2.0**-10, 2.0**10, width=32),
+)
+def test_no_gradient_is_longer_than_it_is_clipped_to_and_none_changes_its_direction(values, clip):
+    gradient = torch.tensor(values)
+
+    short = clipped(gradient, clip)
+
+    assert torch.linalg.vector_norm(short, dtype=torch.float64) <= clip
+    if torch.linalg.vector_norm(gradient, dtype=torch.float64) <= 0.999 * clip:
+        assert torch.equal(short, gradient)
+
+
+def test_a_gradient_that_is_not_finite_counts_as_zero():
+    moved = [torch.nn.Parameter(torch.zeros(3))]
+    broken, sound = torch.tensor([math.inf, 1.0, math.nan]), torch.tensor([0.0, 2.0, 0.0])
+
+    total = noisy_sum([broken, sound], moved, Mechanism(noise=0.0, clip=1.0, rate=1.0, patients=1))
+
+    assert torch.allclose(total, torch.tensor([0.0, 1.0, 0.0]), atol=1e-5)
+
+
+def test_the_noise_has_the_standard_deviation_that_is_accounted_for():
+    moved = [torch.nn.Parameter(torch.zeros(1_000_000))]
+
+    noise = noisy_sum([], moved, Mechanism(noise=1.3, clip=0.5, rate=0.1, patients=7))
+
+    assert noise.std().item() == pytest.approx(1.3 * 0.5, rel=0.01)
+    assert abs(noise.mean().item()) < 0.003
+    share = (noise.abs() < 1.3 * 0.5).float().mean().item()
+    assert share == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.002)
+
+
+def test_sums_are_divided_by_a_constant_whoever_is_drawn():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    descent = torch.optim.SGD([weight], lr=1.0)
+    mechanism = Mechanism(noise=0.0, clip=1.0, rate=1.0, patients=10)
+
+    release(descent, [weight], (-0.5 * weight.sum() for _ in range(3)), mechanism)
+
+    assert weight.item() == pytest.approx(0.15)
+
+
+def test_an_empty_draw_is_a_step_of_noise_alone():
+    weight = torch.nn.Parameter(torch.zeros(100_000))
+    descent = torch.optim.SGD([weight], lr=1.0)
+
+    release(descent, [weight], [], Mechanism(noise=2.0, clip=1.0, rate=0.1, patients=4))
+
+    assert weight.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_each_patient_is_drawn_by_himself_with_the_same_probability():
+    everyone = list(range(50))
+
+    draws = [list(drawn(everyone, 0.2)) for _ in range(2000)]
+
+    times = torch.bincount(torch.tensor([index for draw in draws for index in draw]), minlength=50) / 2000
+    sizes = torch.tensor([float(len(draw)) for draw in draws])
+    assert (times - 0.2).abs().max() < 5 * math.sqrt(0.16 / 2000)
+    assert sizes.mean().item() == pytest.approx(10, abs=0.4)
+    assert sizes.var().item() == pytest.approx(8, rel=0.2)  # 50 independent draws of 0.2, as of no fixed batch
+
+
+@pytest.mark.parametrize("draw", [secret_normal, secret_uniform])
+def test_no_seed_replays_the_chance_of_draws_and_noise(draw):
+    torch.manual_seed(42)
+    first = draw(1000)
+
+    torch.manual_seed(42)
+
+    assert not torch.equal(draw(1000), first)
+
+
+def test_a_patients_own_stream_is_new_each_time():
+    assert len({secret_stream().initial_seed() for _ in range(100)}) == 100
+
+
+def trained(settings, everyone, mechanism, *, steps=2):
+    networks = networks_of(settings)
+    players = players_of(networks)
+    train_privately(networks, players, everyone, mechanism, steps=steps)
+    return networks, players
+
+
+def test_networks_that_no_term_trains_stay_where_they_are_and_all_others_move(tiny):
+    settings = tiny("model=taggan")
+    before = networks_of(settings).state_dict()
+
+    networks, _ = trained(settings, [], Mechanism(noise=1.0, clip=1.0, rate=0.5, patients=2))
+
+    moved = {
+        name.partition(".")[0] for name, now in networks.state_dict().items() if not torch.equal(now, before[name])
+    }
+    assert moved == {"forward_generator", "forward_average", "normal_discriminator", "classifier"}
+
+
+def test_a_local_step_is_the_number_of_releases_that_is_charged(tiny):
+    mechanism = Mechanism(noise=1.0, clip=1.0, rate=0.5, patients=2, critic_steps=3)
+
+    _, players = trained(tiny(), [], mechanism, steps=2)
+
+    (critic,) = {int(state["step"]) for state in players.critics.state.values()}
+    (generator,) = {int(state["step"]) for state in players.generators.state.values()}
+    assert mechanism.releases(2).count == critic + generator == 8
+
+
+def test_spectral_norm_vectors_do_not_tell_how_many_were_drawn(tiny):
+    settings = tiny("model=taggan", "model.spectral_norm=true")
+    batch = patient(1, 1, 0, 3)
+    still = Mechanism(noise=0.0, clip=1e-30, rate=1.0, patients=1)  # nothing is learned: the weights stay alike
+
+    few, many = (trained(settings, [lambda rng: batch] * count, still)[0] for count in (1, 4))
+
+    vectors = [name for name in few.state_dict() if name.endswith(("_u", "_v"))]
+    assert vectors
+    assert all(torch.allclose(few.state_dict()[name], many.state_dict()[name], atol=1e-3) for name in vectors)
+    assert few.training
+
+
+def test_private_training_on_a_real_cohort_moves_both_players(tiny):
+    settings = tiny("data.patients=40")
+    cohort = load_cohorts(settings)["A"].split("train")
+    everyone = [lambda rng, rows=rows: batch_of_patient(cohort, rows, rng=rng) for rows in patients_of(cohort)]
+    before = networks_of(settings).state_dict()
+
+    networks, _ = trained(settings, everyone, Mechanism(noise=0.5, clip=1.0, rate=0.3, patients=8))
+
+    after = networks.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    for name in ("forward_generator.out.weight", "normal_discriminator.layers.0.weight", "classifier.out.weight"):
+        assert not torch.equal(after[name], before[name])

@@ -1,0 +1,44 @@
+import pytest
+
+from fedgan.privacy.accounting import Releases, epsilon_of
+from fedgan.privacy.build import Length
+from fedgan.privacy.ledger import Charge, Ledger
+from fedgan.privacy.telling import tell_account, tell_plan
+
+ROUND = Releases(2.0, 0.1, 10)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger", anchor=tmp_path / "anchor", site="A", ceiling=1.0, delta=1e-4)
+    for federation in ("lungs", "brains"):
+        ledger.reserve(Charge(federation, 0, "d" * 64, ROUND))
+    return ledger
+
+
+def test_the_account_says_what_is_spent_left_and_by_whom(ledger):
+    first, lungs, brains = tell_account(ledger)
+
+    spent, one = (epsilon_of([ROUND] * rounds, delta=1e-4) for rounds in (2, 1))
+    assert first == f"site A: epsilon {spent:.3g} of 1 spent, {1 - spent:.3g} left, at delta 0.0001"
+    assert (lungs, brains) == (f"  lungs: {one:.3g} by itself", f"  brains: {one:.3g} by itself")
+
+
+def test_the_account_says_what_one_more_round_would_cost_and_whether_it_would_be_granted(ledger):
+    little, much = (tell_account(ledger, Releases(2.0, 0.1, count))[-1] for count in (1, 10_000))
+
+    assert little.endswith(" spent")
+    assert much.endswith("over the ceiling: it would be refused")
+
+
+@pytest.mark.parametrize(
+    ("cohort", "patients", "said"), [(2000, 512, "sensible from about"), (20, 4, "no number of patients makes sense")]
+)
+def test_a_plan_says_the_noise_and_for_how_many_patients_it_makes_sense(tiny, cohort, patients, said):
+    told = tiny("privacy=patient", f"privacy.cohort={cohort}", f"privacy.patients={patients}", "privacy.delta=5e-5")
+
+    lines = tell_plan(told.privacy, Length(rounds=10, local_steps=20, critic_steps=1), num_parameters=100_000)
+
+    assert lines[0] == "epsilon 8 at delta 5e-05 over 400 noisy steps"
+    assert "times the clipping norm" in lines[1]
+    assert said in lines[3]
