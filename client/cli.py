@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
     )
     enrolling.set_defaults(run=_enrol)
+    account = commands.add_parser("privacy", help="say what of the patients' privacy is spent and left, by federation")
+    account.set_defaults(run=_tell_privacy)
     _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 
@@ -138,6 +140,18 @@ def _show_model(arguments: argparse.Namespace) -> int:
     for folder in models.folders():
         if folder != current:
             print(f"Also kept: {line_of(models, folder)}")
+    return 0
+
+
+def _tell_privacy(arguments: argparse.Namespace) -> int:
+    """Say what the ledger says."""
+    from client.policy import read_policy
+    from client.privacy import ledger_of
+    from fedgan.privacy.telling import tell_account
+
+    home = home_of(arguments.site, arguments.home)
+    for line in tell_account(ledger_of(home.site, home.folder, read_policy(home.policy))):
+        print(line)
     return 0
 
 

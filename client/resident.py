@@ -1,7 +1,6 @@
 """What stays warm at a site between tasks: its scans, its networks; of which nothing is lost with the process."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from flwr.app import RecordDict
 
 from client.policy import Manifest, Phantoms, Policy, Privacy, check_steps, check_terms, opted_out, read_policy
+from client.privacy import ledger_of
 from client.scans import listed_at, load_scans
 from fedgan.assembly import build_site, networks_for, promise_in
 from fedgan.audit import Audit
@@ -20,7 +20,6 @@ from fedgan.errors import FedganError, TaskAbandoned, TaskTooLong
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.site import Site
 from fedgan.gan.build import choose_device
-from fedgan.privacy.ledger import Ledger
 from fedgan.records import RoundTask, SiteFailure
 from fedgan.settings import AgreedScans, Terms
 from fedgan.wire import pack_answer, terms_in, unpack_task
@@ -70,16 +69,6 @@ class Resident:
             SettingsError: it cannot be read.
         """
         return read_policy(self.home / "policy.yaml")
-
-    def ledger(self, policy: Policy) -> Ledger:
-        """Return the site's account of what its patients' privacy has been spent on, in all runs."""
-        return Ledger(
-            self.home / "privacy" / "ledger.sqlite",
-            anchor=self.home / "ledger.anchor",
-            site=self.name,
-            ceiling=math.inf if policy.privacy.epsilon is None else policy.privacy.epsilon,
-            delta=policy.privacy.delta,
-        )
 
     def answer(self, records: RecordDict, number: str, wanted: Wanted = lambda: True) -> RecordDict:
         """Return the answer to the task in ``records``; of whatever goes wrong, the name of its class.
@@ -133,7 +122,7 @@ class Resident:
                 self._cohort(scans),
                 networks_for(terms, choose_device(policy.device)),
                 memory=self._memory(terms),
-                promise=promise_in(terms, self.ledger(policy), federation=terms.name),
+                promise=promise_in(terms, ledger_of(self.name, self.home, policy), federation=terms.name),
                 on_step=self._on_step,
             )
             self._site = key, site

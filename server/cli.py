@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
@@ -21,6 +22,8 @@ from server.authority import Enrolment, found
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
 from server.up import up
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DEFAULT_ADDRESS = "127.0.0.1:9443"
 
@@ -52,7 +55,7 @@ def _with_command(words: list[str]) -> list[str]:
     """
     plain = [word for word in words if not word.startswith("-")]
     of_a_run = any("=" in word for word in plain) or not {"--resume", "--settings"}.isdisjoint(words)
-    return ["run", *words] if of_a_run and "run" not in plain else words
+    return ["run", *words] if of_a_run and plain[:1] not in (["run"], ["plan"]) else words
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,19 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     keep_up = commands.add_parser("up", parents=[shared], help="keep up the link that sites dial")
     keep_up.set_defaults(command=_up)
 
-    running = commands.add_parser(
-        "run", parents=[shared], help="train a model with the sites; the word may be left out: fed-server rounds=50"
-    )
-    running.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from configs/")
-    running.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
-    running.add_argument("--settings", action="store_true", help="list every setting, its value and its meaning")
-    running.set_defaults(command=_run)
-
-    showing = commands.add_parser("demo", help="play a federation of three phantom sites on this machine")
-    showing.add_argument("--folder", type=Path, default=Path("fedgan-demo"), metavar="FOLDER", help="all it leaves")
-    showing.add_argument("--rounds", type=int, default=10)
-    showing.set_defaults(command=_demo, home=None)
-
+    _add_runs(commands, shared)
     for name, command, text in (
         ("invite", _invite, "invite one more site, or one again whose certificate or invitation has expired"),
         ("approve", _approve, "sign the key of a site that has asked"),
@@ -103,6 +94,27 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", parents=[shared], help="show every site, how far it has come and until when")
     listing.set_defaults(command=_list)
     return parser
+
+
+def _add_runs(commands: Commands, shared: argparse.ArgumentParser) -> None:
+    running = commands.add_parser(
+        "run", parents=[shared], help="train a model with the sites; the word may be left out: fed-server rounds=50"
+    )
+    running.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that differ from configs/")
+    running.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    running.add_argument("--settings", action="store_true", help="list every setting, its value and its meaning")
+    running.set_defaults(command=_run)
+
+    planning = commands.add_parser(
+        "plan", help="say what privacy=patient takes: noise, and for how many patients it is"
+    )
+    planning.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run")
+    planning.set_defaults(command=_plan, home=None)
+
+    showing = commands.add_parser("demo", help="play a federation of three phantom sites on this machine")
+    showing.add_argument("--folder", type=Path, default=Path("fedgan-demo"), metavar="FOLDER", help="all it leaves")
+    showing.add_argument("--rounds", type=int, default=10)
+    showing.set_defaults(command=_demo, home=None)
 
 
 def _init(arguments: argparse.Namespace, home: Home) -> int:
@@ -148,6 +160,14 @@ def _run(arguments: argparse.Namespace, home: Home) -> int:
         return 130
     say(f"round {metrics.chosen_round} is released: {metrics.chosen_by}")
     say(f"report: {path / 'report.html'}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, _: Home) -> int:
+    from server.planning import plan
+
+    for line in plan(arguments.overrides):
+        print(line)
     return 0
 
 
