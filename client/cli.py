@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     checking = commands.add_parser("check", help="look for everything that would waste a round, and say what to do")
     checking.set_defaults(run=_check)
+    privacy = commands.add_parser(
+        "privacy", help="say what of the patients' privacy is spent, on what, and what is left"
+    )
+    privacy.set_defaults(run=_show_privacy)
     model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
     model.set_defaults(run=_show_model)
     enrolling = commands.add_parser("enrol", help="join a federation: make the site's key, and have it signed")
@@ -123,6 +127,17 @@ def _check(arguments: argparse.Namespace) -> int:
         findings.append(finding)
         print(f"{'ok' if finding.fine else 'PROBLEM':8} {finding.what:12} {finding.said}", flush=True)
     return int(not all(finding.fine for finding in findings))
+
+
+def _show_privacy(arguments: argparse.Namespace) -> int:
+    """Print the site's account."""
+    from client.resident import Resident
+    from fedgan.privacy.telling import tell_account
+
+    resident = Resident(arguments.site, home_of(arguments.site, arguments.home).folder)
+    for line in tell_account(resident.ledger(resident.policy())):
+        print(line)
+    return 0
 
 
 def _show_model(arguments: argparse.Namespace) -> int:

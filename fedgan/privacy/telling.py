@@ -10,7 +10,7 @@ from fedgan.settings import PatientPrivacy
 
 
 def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[str]:
-    """Return the site's account in lines: spent and left, by federation, and after one more round of a given cost.
+    """Return the site's account in lines: spent and left, by run, and after one more round, if not given as the last.
 
     Raises:
         LedgerError: the ledger cannot be trusted or read.
@@ -19,6 +19,9 @@ def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[
     of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
     lines = [f"site {ledger.site}: {of}, at delta {ledger.delta:g}"]
     lines += [f"  {name}: {epsilon:.3g} by itself" for name, epsilon in ledger.by_federation().items()]
+    charged = [line for line in ledger.lines() if line.settles is None]
+    if one_round is None and charged:
+        one_round = Releases(charged[-1].noise, charged[-1].rate, charged[-1].steps)
     if one_round:
         after = ledger.spent(one_round)
         granted = "" if after <= ledger.ceiling else ", over the ceiling: it would be refused"

@@ -141,3 +141,12 @@ def test_without_a_site_the_command_line_is_wrong(capsys):
         fed_client(["map", "scan.png", "--model", "model"])
 
     assert "--site" in capsys.readouterr().err
+
+
+def test_privacy_says_what_a_site_has_spent_and_has_left(site_home, capsys):
+    home = site_home(privacy={"epsilon": 8.0, "delta": 1e-5})
+
+    code = fed_client(["--site", "A", "--home", str(home), "privacy"])
+
+    assert code == 0
+    assert capsys.readouterr().out == "site A: epsilon 0 of 8 spent, 8 left, at delta 1e-05\n"

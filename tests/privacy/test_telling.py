@@ -17,10 +17,11 @@ def ledger(tmp_path):
 
 
 def test_the_account_says_what_is_spent_left_and_by_whom(ledger):
-    first, lungs, brains = tell_account(ledger)
+    first, lungs, brains, again = tell_account(ledger)
 
     spent, one = (epsilon_of([ROUND] * rounds, delta=1e-4) for rounds in (2, 1))
     assert first == f"site A: epsilon {spent:.3g} of 1 spent, {1 - spent:.3g} left, at delta 0.0001"
+    assert again.startswith(f"  one more round of 10 noisy steps: {epsilon_of([ROUND] * 3, delta=1e-4):.3g} spent")
     assert (lungs, brains) == (f"  lungs: {one:.3g} by itself", f"  brains: {one:.3g} by itself")
 
 
