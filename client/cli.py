@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     privacy = commands.add_parser(
         "privacy", help="say what of the patients' privacy is spent, on what, and what is left"
     )
-    privacy.set_defaults(run=_show_privacy)
+    privacy.set_defaults(run=_tell_privacy)
     model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
     model.set_defaults(run=_show_model)
     enrolling = commands.add_parser("enrol", help="join a federation: make the site's key, and have it signed")
@@ -55,8 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
     )
     enrolling.set_defaults(run=_enrol)
-    account = commands.add_parser("privacy", help="say what of the patients' privacy is spent and left, by federation")
-    account.set_defaults(run=_tell_privacy)
     _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 
@@ -127,17 +125,6 @@ def _check(arguments: argparse.Namespace) -> int:
         findings.append(finding)
         print(f"{'ok' if finding.fine else 'PROBLEM':8} {finding.what:12} {finding.said}", flush=True)
     return int(not all(finding.fine for finding in findings))
-
-
-def _show_privacy(arguments: argparse.Namespace) -> int:
-    """Print the site's account."""
-    from client.resident import Resident
-    from fedgan.privacy.telling import tell_account
-
-    resident = Resident(arguments.site, home_of(arguments.site, arguments.home).folder)
-    for line in tell_account(resident.ledger(resident.policy())):
-        print(line)
-    return 0
 
 
 def _show_model(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from flwr.app import RecordDict
 
+from client.home import Home
 from client.policy import Manifest, Phantoms, Policy, Privacy, check_steps, check_terms, opted_out, read_policy
 from client.privacy import ledger_of
 from client.scans import listed_at, load_scans
@@ -122,7 +123,7 @@ class Resident:
                 self._cohort(scans),
                 networks_for(terms, choose_device(policy.device)),
                 memory=self._memory(terms),
-                promise=promise_in(terms, ledger_of(self.name, self.home, policy), federation=terms.name),
+                promise=promise_in(terms, ledger_of(self.name, self.home, policy), federation=self._federation()),
                 on_step=self._on_step,
             )
             self._site = key, site
@@ -132,6 +133,11 @@ class Resident:
         if self._scans is None or self._scans[0] != scans:
             self._scans = scans, load_scans(self.name, scans.where, scans.asked, scans.without)
         return self._scans[1]
+
+    def _federation(self) -> str:
+        """Return by what name the ledger tells with whom the site spends its budget."""
+        home = Home(self.name, self.home)
+        return home.membership().federation if home.certificate.exists() else self.name
 
     def _memory(self, terms: Terms) -> Path:
         return self.home / "memory" / terms.name
