@@ -6,23 +6,24 @@
 import json
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from fedgan.audit import broken_links
-from fedgan.processes import free_port, tail_of
+from fedgan.processes import free_port, tail_of, wait_until_open
 from fedgan.results.metrics import Round
 from fedgan.run_folder import RunFolder
 from server.demo import Stage, allow, enrol, has_last
 from server.home import Home
 
 KILLS = int(os.environ.get("FEDGAN_KILLS", "3"))
-SEED = int(os.environ.get("FEDGAN_SEED", random.randrange(10**6)))
+SEED = int(os.environ.get("FEDGAN_SEED", secrets.randbelow(10**6)))
 
 SITES = ("A", "B")
 
@@ -81,6 +82,8 @@ class Outages:
     def begin(self, rounds: int) -> None:
         self.stage.command("fed-server", "init", "--sites", ",".join(SITES), "--address", f"127.0.0.1:{free_port()}")
         self.start("up")
+        for port in (self.home.federation.port, self.home.federation.link_port):
+            wait_until_open(port, self.started["up"], self.folder / "up.log")
         enrol(self.stage, self.home, SITES)
         for site in SITES:
             allow(self.stage, site)
@@ -95,10 +98,8 @@ class Outages:
         """Kill what is to be killed, and return whether there was anything."""
         doomed = processes_of(home, word)
         for number in doomed:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-            except ProcessLookupError:
-                doomed = doomed if len(doomed) > 1 else {}
         return bool(doomed)
 
     def start_again(self) -> None:
