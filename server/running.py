@@ -100,13 +100,13 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
         progress.arm("federated", rounds=settings.rounds, done=len(folder.history), steps=0)
         try:
             _Training(home, link, folder, settings.rounds, progress, say).train()
+            metrics = conclude(settings, folder)
+            model = folder.kept(metrics.chosen_round)
+            lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon={}, chosen=True)
+            releases_in(home).publish(model, lineage, signing_key(home))
         except KeyboardInterrupt:
             run.end()
             raise
-        metrics = conclude(settings, folder)
-        model = folder.kept(metrics.chosen_round)
-        lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon={}, chosen=True)
-        releases_in(home).publish(model, lineage, signing_key(home))
         run.end()
     return metrics
 
@@ -127,9 +127,7 @@ class _Training:
         try:
             self._repeat(CurrentRun(self.home))
         except BaseException:
-            with suppress(
-                EngineFailed
-            ):  # the link is gone too; what it still has is stopped before the next submission
+            with suppress(EngineFailed):  # the link is gone too: what it has is stopped before the next submission
                 self._stop_all()
             raise
 
