@@ -19,6 +19,7 @@ from fedgan.audit import broken_links
 from fedgan.processes import free_port, tail_of, wait_until_open
 from fedgan.results.metrics import Round
 from fedgan.run_folder import RunFolder
+from server.current import CurrentRun
 from server.demo import Stage, allow, enrol, has_last
 from server.home import Home
 
@@ -145,7 +146,7 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
             federation.wait(lambda at=number: federation.look() >= at, f"round {number}", STUCK_S)
             kill_something(federation, chance)
         federation.wait(lambda: federation.look() == KILLS + 1, "the last round", STUCK_S)
-        federation.wait((federation.run / "metrics.json").exists, "the run's end", STUCK_S)
+        federation.wait(lambda: CurrentRun(federation.home).path is None, "the run's end", STUCK_S)
         federation.wait(
             lambda: all(has_last(federation.home, folder / f"site-{site}") for site in SITES), "the release", STUCK_S
         )
