@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgan.atomic import write_atomically
-from fedgan.errors import FedganError, SettingsError
+from fedgan.errors import FedganError, HomeError, SettingsError
 from fedgan.identity import Invitation, fingerprint, key_fingerprint, requested_key
 from fedgan.settings.types import SiteName
 from server.authority import Enrolment, found
+from server.current import CurrentRun
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
 from server.up import up
@@ -76,9 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--name", default="federation", help="what sites see it called")
     init.set_defaults(command=_init)
 
-    keep_up = commands.add_parser("up", parents=[shared], help="keep up the link that sites dial")
-    keep_up.set_defaults(command=_up)
-
     _add_runs(commands, shared)
     for name, command, text in (
         ("invite", _invite, "invite one more site, or one again whose certificate or invitation has expired"),
@@ -91,8 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         if name == "approve":
             one.add_argument("--yes", action="store_true", help="do not ask whether the key is the site's")
 
-    listing = commands.add_parser("list", parents=[shared], help="show every site, how far it has come and until when")
-    listing.set_defaults(command=_list)
+    for name, alone, text in (
+        ("up", _up, "keep up the link that sites dial, and the run that is on"),
+        ("stop", _stop, "stop the run that is on"),
+        ("list", _list, "show every site, how far it has come and until when"),
+    ):
+        commands.add_parser(name, parents=[shared], help=text).set_defaults(command=alone)
     return parser
 
 
@@ -146,7 +148,7 @@ def _run(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.resume and arguments.overrides:
         raise SettingsError(f"--resume takes every setting from {arguments.resume}; leave the others out")
     path = arguments.resume.absolute() if arguments.resume else begin(home, arguments.overrides)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("fed-server: ended; the run goes on with fed-server up"))
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -168,6 +170,16 @@ def _plan(arguments: argparse.Namespace, _: Home) -> int:
 
     for line in plan(arguments.overrides):
         print(line)
+    return 0
+
+
+def _stop(_: argparse.Namespace, home: Home) -> int:
+    run = CurrentRun(home)
+    path = run.path
+    if path is None:
+        raise HomeError(f"no run of the federation {home.federation.name} is on")
+    run.end()
+    print(f"run {path.name} is stopped; go on with: fed-server --resume {path}")
     return 0
 
 

@@ -9,7 +9,7 @@ and one of them draws a map with it. Every command is shown as it is given.
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -46,21 +46,19 @@ def demo(folder: Path, rounds: int, say: Say) -> Path:
         HomeError: the folder is there already.
         EngineFailed: a command failed; the message ends with what it said.
     """
-    stage = _Stage(folder, say)
+    stage = Stage(folder, say)
     home = Home(folder / "federation")
     stage.command("fed-server", "init", "--sites", ",".join(SITES), "--address", f"127.0.0.1:{free_port()}")
     with ExitStack() as running:
         link = running.enter_context(stage.keep("up", "fed-server", "up"))
         for port in (home.federation.port, home.federation.link_port):
             wait_until_open(port, link, folder / "up.log")
-        _enrol(stage, home)
+        enrol(stage, home, SITES)
         for site in SITES:
-            _allow(stage, site)
+            allow(stage, site)
             running.enter_context(stage.keep(f"site-{site}", "fed-client", "--site", site))
         stage.command("fed-server", f"rounds={rounds}", *SETTINGS)
-        _wait(
-            lambda: all(_has_last(home, folder / f"site-{site}") for site in SITES), "the sites have the last release"
-        )
+        _wait(lambda: all(has_last(home, folder / f"site-{site}") for site in SITES), "the sites have the last release")
         stage.command("fed-client", "--site", "A", "model")
         picture = _phantom(folder)
         stage.command("fed-client", "--site", "A", "map", picture.name)
@@ -68,10 +66,15 @@ def demo(folder: Path, rounds: int, say: Say) -> Path:
     return picture.with_name(f"{picture.stem}-map.png")
 
 
-class _Stage:
+class Stage:
     """Gives commands in a folder of its own, and says each as a person would give it there."""
 
     def __init__(self, folder: Path, say: Say) -> None:
+        """Make the folder.
+
+        Raises:
+            HomeError: it is there already.
+        """
         try:
             folder.mkdir(parents=True)
         except FileExistsError as error:
@@ -81,8 +84,12 @@ class _Stage:
         whole = flower_environment(folder)
         self.env = {name: value for name, value in whole.items() if name not in ("FEDGAN_HOME", "FLWR_HOME")}
 
-    def command(self, *words: str, expected: int = 0) -> None:
-        """Give a command, say what it says, and wait for its end."""
+    def command(self, *words: str) -> None:
+        """Give a command, say what it says, and wait for its end.
+
+        Raises:
+            EngineFailed: it fails.
+        """
         self.say(f"$ {' '.join(words)}")
         said = []
         with subprocess.Popen(
@@ -96,7 +103,7 @@ class _Stage:
             for line in process.stdout or ():
                 said.append(line.rstrip())
                 self.say(said[-1])
-        if process.returncode != expected:
+        if process.returncode:
             raise EngineFailed(f"{' '.join(words)} ended with {process.returncode}; {' '.join(said[-3:])}")
 
     def keep(self, log: str, *words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
@@ -108,28 +115,31 @@ class _Stage:
         return [sys.executable, "-P", "-m", MODULES[words[0]], *words[1:]]
 
 
-def _enrol(stage: _Stage, home: Home) -> None:
-    """Let each site ask for its certificate, approve it, and wait until it has it."""
+def enrol(stage: Stage, home: Home, sites: Sequence[str]) -> None:
+    """Let each site ask for its certificate, approve it, and wait until it has it.
+
+    Raises:
+        EngineFailed: a command failed, or took far too long.
+    """
     registry = Registry(home.path / "sites.json")
     with ExitStack() as asking:
-        for site in SITES:
+        for site in sites:
             words = ("fed-client", "--site", site, "enrol", f"federation/invitations/{site}.txt")
             asking.enter_context(stage.keep(f"enrol-{site}", *words))
-        _wait(lambda: all(registry.roll.entry(site).request for site in SITES), "the sites ask to be signed")
-        for site in SITES:
+        _wait(lambda: all(registry.roll.entry(site).request for site in sites), "the sites ask to be signed")
+        for site in sites:
             stage.command("fed-server", "approve", site, "--yes")
         _wait(
-            lambda: all((stage.folder / f"site-{site}/keys/site.crt").exists() for site in SITES),
-            "the sites are signed",
+            lambda: all((stage.folder / f"site-{site}/policy.yaml").exists() for site in sites),
+            "the sites are signed, and have a policy to fill in",
         )
-    for site in SITES:
+    for site in sites:
         for line in tail_of(stage.folder / f"enrol-{site}.log").splitlines()[-1:]:
             stage.say(line)
 
 
-def _allow(stage: _Stage, site: str) -> None:
-    """Write into a site's policy, as its hospital would, where its scans are: here, phantoms."""
-    stage.command("fed-client", "--site", site, expected=1)  # which leaves a policy to be filled in
+def allow(stage: Stage, site: str) -> None:
+    """Write into a site's policy, which enrolment has left, as its hospital would, where its scans are: phantoms."""
     file = stage.folder / f"site-{site}" / "policy.yaml"
     policy = yaml.safe_load(file.read_text(encoding="utf-8"))
     policy["scans"] = {"kind": "phantoms", "patients": 60, "images_per_patient": 2, "seed": 0}
@@ -138,7 +148,8 @@ def _allow(stage: _Stage, site: str) -> None:
     stage.say(f"(site {site} says in {file.relative_to(stage.folder)} that its scans are phantoms)")
 
 
-def _has_last(home: Home, site: Path) -> bool:
+def has_last(home: Home, site: Path) -> bool:
+    """Return whether a site's model is the last that has been released."""
     last, current = releases_in(home).last(), site / "models" / "current"
     return last is not None and current.exists() and current.readlink().name == last.folder.name
 

@@ -9,16 +9,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from fedgan.atomic import write_atomically
 from fedgan.bundle import build_bundle
 from fedgan.checkpoint import digest
 from fedgan.config import dump, load, read
-from fedgan.errors import EngineFailed, HomeError, RunFolderError, SettingsError
+from fedgan.errors import EngineFailed, RunFolderError, SettingsError
 from fedgan.processes import flower_environment, process_group, wait_until_open
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
@@ -26,12 +26,13 @@ from fedgan.results.release import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, GanFedAvg
 from fedgan.simulation import open_folder
+from server.current import CurrentRun
 from server.home import Home
 from server.nodes import EnrolledNodes
 from server.outcome import conclude
 from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
-from server.training import CURRENT, LOG, REFUSAL
+from server.training import LOG, REFUSAL
 
 LOOK_S = 0.5
 """Between two looks at the run's folder."""
@@ -42,7 +43,12 @@ ASK_S, ASK_SOON_S = 15.0, 3.0
 ATTEMPTS = 3
 """How often in a row a run may break off without a further round before the person must look."""
 
-OVER = "finished:"
+PATIENCE = 30
+"""How often Flower is asked before its link is given up."""
+
+OVER, STOPPED = "finished:", "finished:stopped"
+
+Answered = TypeVar("Answered")
 
 Say = Callable[[str], None]
 
@@ -81,87 +87,115 @@ def begin(home: Home, overrides: Sequence[str]) -> Path:
 def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metrics:
     """Train the run in ``path`` to its end, conclude it, and release the model that is its result.
 
+    The run goes on, with ``fed-server up``, after whatever ends this process but Ctrl-C.
+
     Raises:
         HomeError: another run is on, or there is no federation in ``home``.
         EngineFailed: training broke off again and again, or was stopped.
         RunFolderError: the run's folder cannot be written.
     """
     settings = read(path / "config.yaml", Deployment)
-    folder = open_folder(settings, path)
-    with _one_at_a_time(home), _link_up(home, say) as link:
-        _stop_runs(link)  # of a coordinator that was killed: two would train in one folder
+    folder, run = open_folder(settings, path), CurrentRun(home)
+    with run.followed(path), _link_up(home, say) as link:
         progress.arm("federated", rounds=settings.rounds, done=len(folder.history), steps=0)
         try:
-            _train(home, link, folder, progress, say)
-        except BaseException:
-            _stop_runs(link)
+            _Training(home, link, folder, settings.rounds, progress, say).train()
+            metrics = conclude(settings, folder)
+            model = folder.kept(metrics.chosen_round)
+            lineage = lineage_of(
+                folder, model.round, rounds=settings.rounds, epsilon=folder.epsilon_spent(), chosen=True
+            )
+            releases_in(home).publish(model, lineage, signing_key(home))
+        except KeyboardInterrupt:
+            run.end()
             raise
-    metrics = conclude(settings, folder)
-    model = folder.kept(metrics.chosen_round)
-    lineage = lineage_of(folder, model.round, rounds=settings.rounds, epsilon=folder.epsilon_spent(), chosen=True)
-    releases_in(home).publish(model, lineage, signing_key(home))
+        run.end()
     return metrics
 
 
-def _train(home: Home, link: Superlink, folder: RunFolder, progress: LiveProgress, say: Say) -> None:
-    """Submit the run, and again whenever it breaks off, until Flower says that it is completed."""
-    failures = 0
-    while failures < ATTEMPTS:
-        before = len(folder.history)
-        status = _follow(link, _submit(home, link, folder.path), folder, progress, say)
-        if status == f"{OVER}completed":
-            return
-        if status == f"{OVER}stopped":
-            raise EngineFailed(f"the run was stopped; go on with fed-server --resume {folder.path}")
-        failures = 1 if len(folder.history) > before else failures + 1
-        say(f"training broke off ({_reason(folder, status)}); it goes on after round {len(folder.history)}")
-    raise EngineFailed(
-        f"training broke off {ATTEMPTS} times without a further round: {_reason(folder, 'see the logs')}; when that is "
-        f"mended, go on with fed-server --resume {folder.path}"
-    )
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A run at Flower, as often as it takes."""
 
+    home: Home
+    link: Superlink
+    folder: RunFolder
+    rounds: int
+    progress: LiveProgress
+    say: Say
 
-def _reason(folder: RunFolder, otherwise: str) -> str:
-    file = folder.path / REFUSAL
-    return file.read_text(encoding="utf-8").strip() if file.exists() else otherwise
-
-
-def _submit(home: Home, link: Superlink, path: Path) -> str:
-    """Hand the run to Flower, as soon as the link is there, and return Flower's number for it."""
-    bundle = build_bundle(home.folder("link") / "bundle")
-    write_atomically(home.path / CURRENT, f"{path}\n")
-    told = f"run={json.dumps(path.name)}"  # sites see it, so that it has no path in it
-    return str(_patiently(link, "run", str(bundle), CONNECTION, "--run-config", told)["run-id"])
-
-
-def _follow(link: Superlink, number: str, folder: RunFolder, progress: LiveProgress, say: Say) -> str:
-    """Show what happens in the run until it is over, and return how it ended."""
-    log, rounds = _Tail(folder.path / LOG), read(folder.path / "config.yaml", Deployment).rounds
-    status, next_question = "", 0.0
-    while not status.startswith(OVER):
-        if time.monotonic() >= next_question:
-            status = _patiently(link, "list", CONNECTION, "--run-id", number)["runs"][0]["status"]
-            near_the_end = len(folder.history) == rounds or (folder.path / REFUSAL).exists()
-            next_question = time.monotonic() + (ASK_SOON_S if near_the_end else ASK_S)
-        folder.reload()
-        for line in log.lines():
-            say(line)
-        for entry in folder.history:
-            progress.round(entry.round, folder.score_of(entry.round - 1))
-        time.sleep(LOOK_S)
-    return status
-
-
-def _patiently(link: Superlink, *words: str) -> dict[str, Any]:
-    """Ask Flower, and again while its SuperLink is being started again."""
-    for attempt in range(1, 31):
+    def train(self) -> None:
+        """Train until the run is complete; whatever ends this before, nothing of it goes on at Flower."""
         try:
-            return link.ask(*words)
-        except EngineFailed:
-            if attempt == 30:
-                raise
-            time.sleep(ASK_SOON_S)
-    raise AssertionError
+            self._repeat(CurrentRun(self.home))
+        except BaseException:
+            with suppress(EngineFailed):  # the link is gone too: what it has is stopped before the next submission
+                self._stop_all()
+            raise
+
+    def _repeat(self, run: CurrentRun) -> None:
+        """Submit the run, and again whenever it breaks off, until Flower says that it is completed."""
+        failures = 0
+        while failures < ATTEMPTS:
+            before = len(self.folder.history)
+            status = self._follow(_patiently(self._submit), run)
+            if status == f"{OVER}completed":
+                return
+            if status == STOPPED:
+                run.end()
+                raise EngineFailed(f"the run was stopped; go on with fed-server --resume {self.folder.path}")
+            failures = 1 if len(self.folder.history) > before else failures + 1
+            self.say(f"training broke off ({self._reason(status)}); it goes on after round {len(self.folder.history)}")
+        run.end()
+        raise EngineFailed(
+            f"training broke off {ATTEMPTS} times without a further round: {self._reason('see the logs')}; when that "
+            f"is mended, go on with fed-server --resume {self.folder.path}"
+        )
+
+    def _reason(self, otherwise: str) -> str:
+        file = self.folder.path / REFUSAL
+        return file.read_text(encoding="utf-8").strip() if file.exists() else otherwise
+
+    def _submit(self) -> str:
+        """Hand the run to Flower, and nothing beside it, and return Flower's number for it."""
+        self._stop_all()  # what a follower that was killed has left: two would train in one folder
+        bundle = build_bundle(self.home.folder("link") / "bundle")
+        told = f"run={json.dumps(self.folder.path.name)}"  # sites see it, so that it has no path in it
+        return str(self.link.ask("run", str(bundle), CONNECTION, "--run-config", told)["run-id"])
+
+    def _stop_all(self) -> None:
+        """Stop whatever Flower still runs."""
+        for run in self.link.ask("list", CONNECTION)["runs"]:
+            if not run["status"].startswith(OVER):
+                self.link.ask("stop", run["run-id"], CONNECTION)
+
+    def _follow(self, number: str, run: CurrentRun) -> str:
+        """Show what happens in the run until it is over, and return how it ended."""
+        log, folder = _Tail(self.folder.path / LOG), self.folder
+        status, next_question = "", 0.0
+        while not status.startswith(OVER):
+            if run.path != folder.path:
+                return STOPPED
+            if time.monotonic() >= next_question:
+                status = _patiently(lambda: self.link.ask("list", CONNECTION, "--run-id", number))["runs"][0]["status"]
+                near_the_end = len(folder.history) == self.rounds or (folder.path / REFUSAL).exists()
+                next_question = time.monotonic() + (ASK_SOON_S if near_the_end else ASK_S)
+            folder.reload()
+            for line in log.lines():
+                self.say(line)
+            for entry in folder.history:
+                self.progress.round(entry.round, folder.score_of(entry.round - 1))
+            time.sleep(LOOK_S)
+        return status
+
+
+def _patiently(ask: Callable[[], Answered]) -> Answered:
+    """Ask Flower, and again while its SuperLink is being started again."""
+    for _ in range(PATIENCE - 1):
+        with suppress(EngineFailed):
+            return ask()
+        time.sleep(ASK_SOON_S)
+    return ask()
 
 
 class _Tail:
@@ -180,18 +214,6 @@ class _Tail:
             whole, _, _ = file.read().rpartition(b"\n")
         self._at += len(whole) + 1 if whole else 0
         return whole.decode(errors="replace").splitlines()
-
-
-@contextmanager
-def _one_at_a_time(home: Home) -> Iterator[None]:
-    with (home.folder("link") / "run.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HomeError(
-                f"another run of the federation in {home.path} is on; wait for its end, or end it"
-            ) from error
-        yield
 
 
 @contextmanager
@@ -217,10 +239,3 @@ def _is_up(home: Home) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def _stop_runs(link: Superlink) -> None:
-    """Stop whatever Flower still runs."""
-    for run in _patiently(link, "list", CONNECTION)["runs"]:
-        if not run["status"].startswith(OVER):
-            link.ask("stop", run["run-id"], CONNECTION)

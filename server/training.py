@@ -2,9 +2,11 @@
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from flwr.serverapp import Grid
 
@@ -14,6 +16,7 @@ from fedgan.results.release import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, terms_of
 from fedgan.simulation import open_folder, train_in_folder
+from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
 from server.nodes import EnrolledNodes, Returns
@@ -22,9 +25,8 @@ from server.releases import Releases, releases_in, signing_key
 LOG, REFUSAL = "log.txt", "refusal.txt"
 """In a run's folder: what happens, for the person who follows it; and why training ended before its time."""
 
-
-CURRENT = "link/run.txt"
-"""In the home: where the folder of the run is that goes on."""
+WRITER_S = 120.0
+"""How long a process that trained this run and was told to stop may take to end."""
 
 
 def train_between_hospitals(grid: Grid, name: str) -> None:
@@ -34,8 +36,8 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
         FedganError: it cannot go on; the reason is in the run's ``refusal.txt`` too.
     """
     home = home_at(None)
-    path = Path((home.path / CURRENT).read_text(encoding="utf-8").strip())
-    if path.name != name:
+    path = CurrentRun(home).path
+    if path is None or path.name != name:
         raise RunFolderError(f"run {name} is no longer the one that goes on; start it with fed-server --resume")
     settings = read(path / "config.yaml", Deployment)
     folder = open_folder(settings, path)
@@ -83,13 +85,26 @@ class _Releasing:
 
 @contextmanager
 def _only_writer(path: Path) -> Iterator[None]:
-    """Be the only process that trains in ``path`` until the block ends, or this process does."""
+    """Be the only process that trains in ``path`` until the block ends, or this process does.
+
+    Raises:
+        RunFolderError: another does, and does not end.
+    """
+    deadline = time.monotonic() + WRITER_S
     with (path / "writer.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunFolderError(f"{path}: another process trains this run; it must end first") from error
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise RunFolderError(f"{path}: another process trains this run; it must end first")
+            time.sleep(0.2)
         yield
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.identity import fingerprint
 from server.authority import Enrolment, renew_server
+from server.current import CurrentRun
 from server.door import door_to, server_context
 from server.fence import Endpoint, Fence
 from server.home import Home
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
-    """Keep the federation's link up until SIGINT or SIGTERM.
+    """Keep the federation's link up until SIGINT or SIGTERM, and take up the run that somebody left unfinished.
 
     ``routes`` are further paths of the fence, for sites.
 
@@ -54,6 +55,7 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
             link.run,
             link.run_executor,
             keys.keep_told,
+            CurrentRun(home).keep_followed,
             lambda ended: asyncio.run(serve(home, link.url, routes or {}, listening, ended)),
         )
         _run_all(tasks, until)

@@ -95,7 +95,7 @@ def test_list_shows_how_far_each_site_is_and_until_when(fed_server, asked, capsy
     assert "13 days" in table
 
 
-@pytest.mark.parametrize("words", [["up"], ["list"], ["invite", "A"], ["approve", "A"], ["revoke", "A"]])
+@pytest.mark.parametrize("words", [["up"], ["stop"], ["list"], ["invite", "A"], ["approve", "A"], ["revoke", "A"]])
 def test_without_a_federation_it_says_how_to_make_one(fed_server, words, capsys):
     code = fed_server(*words)
 

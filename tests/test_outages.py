@@ -1,0 +1,177 @@
+"""What hospitals will see: processes die at any moment, and the run goes on from its last kept round to its end.
+
+``FEDGAN_KILLS`` says how many are killed, ``FEDGAN_SEED`` which and when.
+"""
+
+import json
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from fedgan.audit import broken_links
+from fedgan.processes import free_port, tail_of, wait_until_open
+from fedgan.results.metrics import Round
+from fedgan.run_folder import RunFolder
+from server.current import CurrentRun
+from server.demo import Stage, allow, enrol, has_last
+from server.home import Home
+
+KILLS = int(os.environ.get("FEDGAN_KILLS", "3"))
+SEED = int(os.environ.get("FEDGAN_SEED", secrets.randbelow(10**6)))
+
+SITES = ("A", "B")
+
+DEADLINE_S = 120
+"""Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
+
+LONGEST_PAUSE_S = 30.0
+"""Between a kept round and the next kill, at most."""
+
+STUCK_S = 5 * DEADLINE_S
+"""Longest time to the next kept round after a kill: Flower takes a minute to see a loss, and another to take back."""
+
+TINY = (
+    "name=outages",
+    "quorum=1",
+    f"deadline_s={DEADLINE_S}",
+    "local_steps=4",
+    "precision=float32",
+    "data.size=32",
+    "data.diseases=[diffuse]",
+    "model.width=4",
+    "model.critic_width=4",
+    "model.batch_size=2",
+)
+
+AT_A_SITE = ("client.cli", "client.worker", "flower-supernode", "flower-superexec", "flwr-clientapp", "")
+AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "flower-superlink", "flower-superexec", "flwr-serverapp", "")
+"""What is killed, by a word of its command line; all at once, without one."""
+
+
+def processes_of(folder: Path, word: str = "") -> dict[int, str]:
+    """Return the command lines of what runs for a folder and says ``word``, by process."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        try:
+            line, env = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:  # it is none, or has ended
+            continue
+        said = line.replace(b"\0", b" ").decode(errors="replace")
+        if line and f"{folder}".encode() in line + env and word in said and int(process.name) != os.getpid():
+            found[int(process.name)] = said
+    return found
+
+
+class Outages:
+    """A federation on this machine, of which somebody kills processes and starts again what a person would."""
+
+    def __init__(self, folder: Path, running: ExitStack) -> None:
+        self.stage = Stage(folder, print)
+        self.folder = folder
+        self.home = Home(folder / "federation")
+        self.run = self.home.path / "runs/outages"
+        self.running = running
+        self.kept = {}
+        self.started = {}
+        self.commands = {"up": ("fed-server", "up", "--home", str(self.home.path))} | {
+            f"site-{site}": ("fed-client", "--site", site, "--home", str(folder / f"site-{site}")) for site in SITES
+        }
+
+    def begin(self, rounds: int) -> None:
+        self.stage.command("fed-server", "init", "--sites", ",".join(SITES), "--address", f"127.0.0.1:{free_port()}")
+        self.start("up")
+        for port in (self.home.federation.port, self.home.federation.link_port):
+            wait_until_open(port, self.started["up"], self.folder / "up.log")
+        enrol(self.stage, self.home, SITES)
+        for site in SITES:
+            allow(self.stage, site)
+            self.start(f"site-{site}")
+        follow = ("fed-server", "run", f"rounds={rounds}", *TINY, "--home", str(self.home.path))
+        self.running.enter_context(self.stage.keep("run", *follow))
+
+    def start(self, name: str) -> None:
+        self.started[name] = self.running.enter_context(self.stage.keep(name, *self.commands[name]))
+
+    def kill(self, home: Path, word: str) -> bool:
+        """Kill what is to be killed, and return whether there was anything."""
+        doomed = processes_of(home, word)
+        for number in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        return bool(doomed)
+
+    def start_again(self) -> None:
+        """Start again what a person must, and nothing else may have ended."""
+        for name, process in self.started.items():
+            if process.poll() is not None:
+                assert process.returncode == -signal.SIGKILL, tail_of(self.folder / f"{name}.log")
+                self.start(name)
+
+    def look(self) -> int:
+        """Return how many rounds are kept, of which none has changed or gone."""
+        self.start_again()
+        found = {entry.round: what_stays(entry) for entry in RunFolder(self.run, {}).history}
+        assert self.kept.items() <= found.items()
+        self.kept = found
+        return len(found)
+
+    def wait(self, there: Callable[[], bool], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not there():
+            assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+            time.sleep(0.2)
+
+
+def what_stays(entry: Round) -> tuple[object, ...]:
+    return entry.round, entry.seconds, entry.trained, tuple(sorted(entry.failed.items()))
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
+    print(f"FEDGAN_SEED={SEED} FEDGAN_KILLS={KILLS}")  # noqa: T201  to play it again
+    chance = random.Random(SEED)  # noqa: S311  which process dies is no secret
+    folder = tmp_path / "played"
+
+    with ExitStack() as running:
+        federation = Outages(folder, running)
+        federation.begin(rounds=KILLS + 1)
+        for number in range(KILLS):
+            federation.wait(lambda at=number: federation.look() >= at, f"round {number}", STUCK_S)
+            kill_something(federation, chance)
+        federation.wait(lambda: federation.look() == KILLS + 1, "the last round", STUCK_S)
+        federation.wait(lambda: CurrentRun(federation.home).path is None, "the run's end", STUCK_S)
+        federation.wait(
+            lambda: all(has_last(federation.home, folder / f"site-{site}") for site in SITES), "the release", STUCK_S
+        )
+
+    assert_whole(federation)
+    federation.wait(lambda: not processes_of(folder), "the end of all processes", 30)
+
+
+def kill_something(federation: Outages, chance: random.Random) -> None:
+    """Wait for a random moment, and kill something that is there, some of which comes and goes."""
+    time.sleep(chance.uniform(0, LONGEST_PAUSE_S))
+    homes = [(federation.folder / f"site-{site}", word) for site in SITES for word in AT_A_SITE]
+    homes += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
+    home, word = chance.choice(homes)
+    kept = federation.look()
+    federation.wait(lambda: federation.kill(home, word), f"{word} at {home.name}", STUCK_S)
+    print(f"{time.strftime('%H:%M:%S')} {kept} rounds kept; killed at {home.name}: {word or 'everything'}")  # noqa: T201
+
+
+def assert_whole(federation: Outages) -> None:
+    history = RunFolder(federation.run, {}).history
+    assert [entry.round for entry in history] == list(range(1, KILLS + 2))
+    assert max(entry.seconds for entry in history) < DEADLINE_S + 60
+    events = [json.loads(line) for line in (federation.run / "audit.jsonl").read_text().splitlines()]
+    told = [event["round"] for event in events if event["event"] == "round kept"]
+    assert told == sorted(set(told))
+    assert [event["event"] for event in events].count("run concluded") == 1
+    assert [broken_links(path) for path in federation.folder.rglob("audit.jsonl")] == [[]] * (len(SITES) + 2)
