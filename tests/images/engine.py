@@ -16,15 +16,18 @@ from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
 from shlex import quote
+from typing import IO
 
 from recipes import DOCKER, PROJECT, STAGES, Service, assignments
 
 PYTHON = os.path.realpath(sys.executable)
 SYSTEM = {"/usr": "/usr", "/proc": "/proc", "/dev": "/dev", sys.base_prefix: sys.base_prefix}
 PACKAGES = {sysconfig.get_path("purelib"): "/environment"}
-PATH = {"PATH": "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+GIVEN = {"PATH": "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
 PIP = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 """Nothing is downloaded: what is needed is there, also what builds the wheel (pip reads this 0 as a yes)."""
+
+Process = subprocess.Popen[str]
 
 
 @dataclass
@@ -56,13 +59,13 @@ class Engine:
                 self._run(root, ["sh", "-ec", rest], arguments | PIP, folder)
         return root
 
-    def start(self, service: Service, words: Sequence[str] | None = None) -> "subprocess.Popen[str]":
-        """Start a service, or another command where it runs; what it says can be read."""
+    def start(self, service: Service, words: Sequence[str] | None = None, log: IO[str] | None = None) -> Process:
+        """Start a service, or another command where it runs; what it says is in ``log``, or can be read."""
         image = service.image
         root = self.build(service.asked["build"]["target"])
         mounts = {where: (self._volume(what, root / where[1:]), read_only) for what, where, read_only in service.mounts}
         command = self._command(root, words or service.command, image.variables, image.folder, image.user, mounts)
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, stdout=log or subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def _begin(self, root: Path) -> None:
         """Make a root with a Python that finds this environment's packages, but not fedgan."""
@@ -133,7 +136,7 @@ class Engine:
             steps += [f"mount -o remount,bind,ro {root}", f"mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs {root}/tmp"]
             confined = ["setpriv", f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
             confined += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
-        env = ["env", "--ignore-environment", f"--chdir={folder}", *(f"{k}={v}" for k, v in (PATH | variables).items())]
+        env = ["env", "--ignore-environment", f"--chdir={folder}", *(f"{k}={v}" for k, v in (GIVEN | variables).items())]
         inside = ["chroot", str(root), *confined, *env, *words]
         script = "\n".join([*steps, f"exec {' '.join(map(quote, inside))}"])
         alone = ["unshare", "--mount", "--propagation=private", "sh", "-ec", script]

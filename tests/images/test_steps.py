@@ -14,7 +14,7 @@ from recipes import SERVICES
 
 pytestmark = pytest.mark.slow
 
-WAIT_S = 400.0
+WAIT_S = 200.0
 SITES = {"A": "site-a", "B": "site-b"}
 RUN = "name=first rounds=1 local_steps=2 quorum=2 data.size=32 data.diseases=[diffuse] model.width=4".split()
 
@@ -36,22 +36,24 @@ def engine():
 
 @contextmanager
 def up(engine, name):
-    """Keep a service up, and end it as an engine does."""
-    process = engine.start(SERVICES[name])
-    try:
-        yield process
-    finally:
-        process.terminate()
+    """Keep a service up, and end it as an engine does; if the test fails, show what it has said."""
+    with tempfile.TemporaryFile("w+") as log, engine.start(SERVICES[name], log=log) as process:
         try:
-            process.wait(60)
+            yield process
+        except BaseException:
+            log.seek(0)
+            print(f"{name}:\n{log.read()}")
+            raise
         finally:
-            process.kill()
+            process.terminate()
+            if process.poll() is None:
+                process.wait(60)
 
 
 def said(engine, name, words=None):
     """Return what a service says until it has ended well, or another command where it runs."""
-    process = engine.start(SERVICES[name], words)
-    output, _ = process.communicate(timeout=WAIT_S)
+    with engine.start(SERVICES[name], words) as process:
+        output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, output
     return output
 
@@ -64,8 +66,8 @@ def wait_for(condition, what):
 
 
 def well(engine, name):
-    process = engine.start(SERVICES[name], SERVICES[name].image.health)
-    process.communicate(timeout=60)
+    with engine.start(SERVICES[name], SERVICES[name].image.health) as process:
+        process.communicate(timeout=60)
     return process.returncode == 0
 
 

@@ -1,0 +1,99 @@
+"""Sites that do not train, for ``link_cost.py``: of our federation, and of Flower's own.
+
+``idle_sites.py site NAME HOME`` is ``fed-client --site NAME``, but for what its worker makes of a task.
+"""
+
+import sys
+from collections.abc import Mapping
+
+FLOWER_APP: Mapping[str, str] = {
+    "pyproject.toml": """\
+[project]
+name = "stock"
+version = "1.0.0"
+dependencies = ["flwr"]
+
+[tool.flwr.app]
+publisher = "fedgan"
+
+[tool.flwr.app.components]
+serverapp = "server_app:app"
+clientapp = "client_app:app"
+
+[tool.flwr.app.config]
+folder = ""
+rounds = 1
+sites = 1
+""",
+    "server_app.py": """\
+from pathlib import Path
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from safetensors.torch import load_file
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    folder, sites = Path(str(context.run_config["folder"])), context.run_config["sites"]
+
+    def mark(number, arrays):
+        with (folder / "marks.txt").open("a") as file:
+            file.write(f"{number}\\n")
+
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=sites, min_available_nodes=sites)
+    arrays = ArrayRecord(load_file(folder / "model.safetensors"))
+    strategy.start(grid, arrays, num_rounds=context.run_config["rounds"], timeout=3600, evaluate_fn=mark)
+""",
+    "client_app.py": """\
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    factor = 1 + 1e-4 * (1 + context.node_config["partition-id"])
+    state = message.content["arrays"].to_torch_state_dict()
+    arrays = ArrayRecord({name: tensor * factor for name, tensor in state.items()})
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 20})}), reply_to=message)
+""",
+}
+
+
+def site(name: str, home: str) -> None:
+    """Take part as ``fed-client`` does, with the worker below."""
+    from client import join
+    from client.cli import main
+
+    def worker(parts: join._Processes) -> list[str]:
+        return [sys.executable, "-P", __file__, "worker", name, home, str(parts.node.worker)]
+
+    join._Processes._worker = worker  # type: ignore[method-assign]
+    sys.exit(main(["--site", name, "--home", home]))
+
+
+def worker(name: str, home: str, socket: str) -> None:
+    """Be a worker whose site answers at once: each tensor moved by a little of itself, other at each site."""
+    from client import resident
+    from client import worker as resident_worker
+    from fedgan.records import RoundTask, ScanCounts, SiteUpdate, digest_of
+
+    class Idle:
+        def answer(self, task: RoundTask) -> SiteUpdate:
+            before, factor = task.model.weights, 1e-4 * (1 + ord(name) - ord("A"))
+            delta = {tensor: value * factor for tensor, value in before.items()} if task.local_steps else {}
+            return SiteUpdate(name, task.model.round, digest_of(before), delta, ScanCounts(10, 10, 0, (10,)), {})
+
+    resident.networks_for = lambda *_: None  # type: ignore[assignment]
+    resident.build_site = lambda *_, **__: Idle()  # type: ignore[assignment]
+    sys.argv = ["worker", name, home, socket]
+    sys.exit(resident_worker.main())
+
+
+if __name__ == "__main__":
+    {"site": site, "worker": worker}[sys.argv[1]](*sys.argv[2:])
