@@ -14,9 +14,9 @@ from recipes import SERVICES
 
 pytestmark = pytest.mark.slow
 
-WAIT_S = 200.0
+WAIT_S = 400.0
 SITES = {"A": "site-a", "B": "site-b"}
-RUN = "name=first rounds=1 local_steps=2 quorum=2 data.size=32 data.diseases=[diffuse] model.width=4".split()
+RUN = "name=first rounds=1 local_steps=2 quorum=2 data.size=32 data.diseases=[diffuse] model.width=4 model.critic_width=4".split()
 
 
 @pytest.fixture(scope="module")
