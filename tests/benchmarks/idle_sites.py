@@ -6,6 +6,10 @@
 import sys
 from collections.abc import Mapping
 
+from client import join, resident, worker
+from client.cli import main
+from fedgan.records import RoundTask, ScanCounts, SiteUpdate, digest_of
+
 FLOWER_APP: Mapping[str, str] = {
     "pyproject.toml": """\
 [project]
@@ -65,35 +69,37 @@ def train(message, context):
 }
 
 
-def site(name: str, home: str) -> None:
-    """Take part as ``fed-client`` does, with the worker below."""
-    from client import join
-    from client.cli import main
+class Idle:
+    """Answers at once: each tensor moved by a little of itself, by another part at each site."""
 
-    def worker(parts: join._Processes) -> list[str]:
+    def __init__(self, name: str) -> None:
+        """Take the site's name, a capital letter."""
+        self.name = name
+
+    def answer(self, task: RoundTask) -> SiteUpdate:
+        """Return an update of its own."""
+        before, factor = task.model.weights, 1e-4 * (ord(self.name) - ord("A") + 1)
+        delta = {tensor: value * factor for tensor, value in before.items()} if task.local_steps else {}
+        return SiteUpdate(self.name, task.model.round, digest_of(before), delta, ScanCounts(10, 10, 0, (10,)), {})
+
+
+def take_part(name: str, home: str) -> int:
+    """Take part as ``fed-client`` does, with the worker below."""
+
+    def command(parts: join._Processes) -> list[str]:
         return [sys.executable, "-P", __file__, "worker", name, home, str(parts.node.worker)]
 
-    join._Processes._worker = worker  # type: ignore[method-assign]
-    sys.exit(main(["--site", name, "--home", home]))
+    join._Processes._worker = command  # type: ignore[method-assign]
+    return main(["--site", name, "--home", home])
 
 
-def worker(name: str, home: str, socket: str) -> None:
-    """Be a worker whose site answers at once: each tensor moved by a little of itself, other at each site."""
-    from client import resident
-    from client import worker as resident_worker
-    from fedgan.records import RoundTask, ScanCounts, SiteUpdate, digest_of
-
-    class Idle:
-        def answer(self, task: RoundTask) -> SiteUpdate:
-            before, factor = task.model.weights, 1e-4 * (1 + ord(name) - ord("A"))
-            delta = {tensor: value * factor for tensor, value in before.items()} if task.local_steps else {}
-            return SiteUpdate(name, task.model.round, digest_of(before), delta, ScanCounts(10, 10, 0, (10,)), {})
-
+def work(name: str, home: str, socket: str) -> int:
+    """Be the worker of an idle site."""
     resident.networks_for = lambda *_: None  # type: ignore[assignment]
-    resident.build_site = lambda *_, **__: Idle()  # type: ignore[assignment]
+    resident.build_site = lambda *_, **__: Idle(name)  # type: ignore[assignment]
     sys.argv = ["worker", name, home, socket]
-    sys.exit(resident_worker.main())
+    return worker.main()
 
 
 if __name__ == "__main__":
-    {"site": site, "worker": worker}[sys.argv[1]](*sys.argv[2:])
+    sys.exit({"site": take_part, "worker": work}[sys.argv[1]](*sys.argv[2:]))

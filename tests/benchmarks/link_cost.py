@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -42,7 +43,8 @@ SITES = ("A", "B", "C")
 WIDTHS = {10: 16, 350: 104}
 """Width of the networks of about so many megabytes."""
 
-SETTINGS = "model=taggan data.size=32 data.diseases=[diffuse] select=last quorum=3 local_steps=1 deadline_s=3600".split()
+SETTINGS = ["model=taggan", "data.size=32", "data.diseases=[diffuse]", "select=last"]
+SETTINGS += ["quorum=3", "local_steps=1", "deadline_s=3600", "name=cost"]
 SCANS = {"kind": "phantoms", "patients": 6, "images_per_patient": 1, "seed": 0}
 ROUND_S = 3600.0
 
@@ -56,7 +58,7 @@ Federation = Iterator[tuple[Finished, list[int]]]
 def settings_of(megabytes: int, rounds: int) -> list[str]:
     """Return a run's settings."""
     width = WIDTHS[megabytes]
-    return [*SETTINGS, f"model.width={width}", f"model.critic_width={width}", f"rounds={rounds}", "name=cost"]
+    return [*SETTINGS, f"model.width={width}", f"model.critic_width={width}", f"rounds={rounds}"]
 
 
 @contextmanager
@@ -221,8 +223,7 @@ def measure(arm: str, megabytes: int, rounds: int, commit: str) -> Line:
                 print(f"{arm}, {megabytes} MB: round {len(at)}", file=sys.stderr, flush=True)
             peak = max(peak, memory_mib(*coordinator))
             time.sleep(0.3)
-    pairs = zip(at, at[1:], strict=False), zip(spent, spent[1:], strict=False)
-    wall, processor = ([round(after - before, 2) for before, after in of] for of in pairs)
+    wall, processor = ([round(after - before, 2) for before, after in pairwise(of)] for of in (at, spent))
     return Line(arm, megabytes, commit, wall, processor, round(peak), os.getloadavg()[1])
 
 
@@ -236,23 +237,26 @@ def main() -> None:
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     for megabytes in arguments.megabytes:
-        lines = {}
-        for arm in ARMS:
-            known = arguments.lines.read_text().splitlines() if arguments.lines.exists() else []
-            before = (Line(**json.loads(text)) for text in known)
-            line = next((one for one in before if (one.arm, one.megabytes, one.commit) == (arm, megabytes, commit)), None)
-            if line is None:
-                line = measure(arm, megabytes, arguments.rounds, commit)
-                with arguments.lines.open("a") as file:
-                    file.write(json.dumps({name: getattr(line, name) for name in Line.__slots__}) + "\n")
-            lines[arm] = line
-            spent = f"{median(line.wall_s):.1f} s, {median(line.processor_s):.1f} s of processor time"
-            print(f"{arm}, {megabytes} MB: {spent} a round, {line.coordinator_mib:.0f} MiB at the coordinator", flush=True)
-        mine, theirs = lines.values()
+        lines = [_line(arm, megabytes, commit, arguments) for arm in ARMS]
+        for line in lines:
+            spent = f"{median(line.wall_s):.1f} s, {median(line.processor_s):.1f} s of processor time a round"
+            print(f"{line.arm}, {megabytes} MB: {spent}, {line.coordinator_mib:.0f} MiB at the coordinator", flush=True)
         wall, processor = (
-            median(getattr(mine, name)) / median(getattr(theirs, name)) for name in ("wall_s", "processor_s")
+            median(getattr(lines[0], name)) / median(getattr(lines[1], name)) for name in ("wall_s", "processor_s")
         )
         print(f"{megabytes} MB: ratio {wall:.2f} of wall time, {processor:.2f} of processor time", flush=True)
+
+
+def _line(arm: str, megabytes: int, commit: str, arguments: argparse.Namespace) -> Line:
+    """Return an arm's line, measured now if it is not in the file."""
+    known = arguments.lines.read_text().splitlines() if arguments.lines.exists() else []
+    for line in (Line(**json.loads(text)) for text in known):
+        if (line.arm, line.megabytes, line.commit) == (arm, megabytes, commit):
+            return line
+    line = measure(arm, megabytes, arguments.rounds, commit)
+    with arguments.lines.open("a") as file:
+        file.write(json.dumps(asdict(line)) + "\n")
+    return line
 
 
 if __name__ == "__main__":

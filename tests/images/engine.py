@@ -23,6 +23,7 @@ from recipes import DOCKER, PROJECT, STAGES, Service, assignments
 PYTHON = os.path.realpath(sys.executable)
 SYSTEM = {"/usr": "/usr", "/proc": "/proc", "/dev": "/dev", sys.base_prefix: sys.base_prefix}
 PACKAGES = {sysconfig.get_path("purelib"): "/environment"}
+TEMPORARY = "tmp"
 GIVEN = {"PATH": "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
 PIP = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 """Nothing is downloaded: what is needed is there, also what builds the wheel (pip reads this 0 as a yes)."""
@@ -69,7 +70,7 @@ class Engine:
 
     def _begin(self, root: Path) -> None:
         """Make a root with a Python that finds this environment's packages, but not fedgan."""
-        for name in ("tmp", "etc", "packages"):
+        for name in (TEMPORARY, "etc", "packages"):
             (root / name).mkdir(parents=True)
         for name in ("bin", "sbin", "lib", "lib64"):
             (root / name).symlink_to(f"usr/{name}")
@@ -133,10 +134,11 @@ class Engine:
                 make = "mkdir -p" if source.is_dir() else "touch"
                 steps += [f"test -e {root}{target} || {make} {root}{target}", f"mount --bind {source} {root}{target}"]
                 steps += [f"mount -o remount,bind,ro {root}{target}"] * read_only
-            steps += [f"mount -o remount,bind,ro {root}", f"mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs {root}/tmp"]
+            steps += [f"mount -o remount,bind,ro {root}", f"mount -t tmpfs -o mode=1777 tmpfs {root / TEMPORARY}"]
             confined = ["setpriv", f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
             confined += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
-        env = ["env", "--ignore-environment", f"--chdir={folder}", *(f"{k}={v}" for k, v in (GIVEN | variables).items())]
+        given = [f"{name}={value}" for name, value in (GIVEN | variables).items()]
+        env = ["env", "--ignore-environment", f"--chdir={folder}", *given]
         inside = ["chroot", str(root), *confined, *env, *words]
         script = "\n".join([*steps, f"exec {' '.join(map(quote, inside))}"])
         alone = ["unshare", "--mount", "--propagation=private", "sh", "-ec", script]

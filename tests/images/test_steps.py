@@ -1,7 +1,6 @@
 """The steps of ``docker/``, performed: from the wheel to a model trained between two sites and pushed back to them."""
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 WAIT_S = 400.0
 SITES = {"A": "site-a", "B": "site-b"}
-RUN = "name=first rounds=1 local_steps=2 quorum=2 data.size=32 data.diseases=[diffuse] model.width=4 model.critic_width=4".split()
+RUN = ["name=first", "rounds=1", "local_steps=2", "quorum=2", "data.size=32", "data.diseases=[diffuse]"]
+RUN += ["model.width=4", "model.critic_width=4"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def up(engine, name):
             yield process
         except BaseException:
             log.seek(0)
-            print(f"{name}:\n{log.read()}")
+            sys.stderr.write(f"{name}:\n{log.read()}")
             raise
         finally:
             process.terminate()
