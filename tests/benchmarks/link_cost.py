@@ -35,7 +35,7 @@ from fedgan.federated.site import weights_of
 from fedgan.identity import new_key, openssh_private, openssh_public
 from fedgan.processes import flower_environment, free_port, process_group, wait_until_open
 from fedgan.settings import Deployment
-from server.authority import found
+from server.authority import Enrolment, found
 from server.home import Home
 from server.superlink import CONNECTION, Superlink
 
@@ -71,15 +71,14 @@ def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
             command = [sys.executable, "-P", *words]
             return running.enter_context(process_group(command, flower_environment(folder), folder / f"{log}.log"))
 
-        found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=SITES)
+        invited = found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=SITES)
         up = keep("up", "-m", "server.cli", "up", "--home", str(home.path))
         wait_until_open(home.federation.port, up, folder / "up.log")
         for site in SITES:
             place = folder / f"site-{site}"
             enrol = ["-m", "client.cli", "--site", site, "--home", str(place), "enrol"]
-            enrolling = keep(f"enrol-{site}", *enrol, str(home.path / f"invitations/{site}.txt"))
-            _approve(home, site)
-            enrolling.wait()
+            enrolling = keep(f"enrol-{site}", *enrol, invited[site].encode())
+            _approve(home, site, enrolling)
             policy = yaml.safe_load(DEFAULT) | {"scans": SCANS, "device": "cpu", "threads": 1}
             policy["models"]["width"] = WIDTHS[megabytes]
             (place / "policy.yaml").write_text(yaml.safe_dump(policy))
@@ -89,11 +88,14 @@ def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
         yield lambda: len(json.loads(history.read_text())) if history.exists() else 0, [up.pid, run.pid]
 
 
-def _approve(home: Home, site: str) -> None:
-    """Approve a site as soon as it has asked."""
-    command = [sys.executable, "-P", "-m", "server.cli", "approve", site, "--yes", "--home", str(home.path)]
-    while subprocess.run(command, capture_output=True, check=False).returncode:
-        time.sleep(1)
+def _approve(home: Home, site: str, enrolling: subprocess.Popen[bytes]) -> None:
+    """Approve a site as soon as it has asked, and wait until it is enrolled."""
+    enrolment = Enrolment(home)
+    while (request := enrolment.registry.roll.entry(site).request) is None and enrolling.poll() is None:
+        time.sleep(0.2)
+    enrolment.approve(site, request)
+    if enrolling.wait():
+        sys.exit(f"site {site} cannot be enrolled")
 
 
 @contextmanager
