@@ -44,7 +44,7 @@ WIDTHS = {10: 16, 350: 104}
 """Width of the networks of about so many megabytes."""
 
 SETTINGS = ["model=taggan", "data.size=32", "data.diseases=[diffuse]", "select=last"]
-SETTINGS += ["quorum=3", "local_steps=1", "deadline_s=3600", "name=cost"]
+SETTINGS += ["model.weights.cycle=1", "quorum=3", "local_steps=1", "deadline_s=3600", "name=cost"]
 SCANS = {"kind": "phantoms", "patients": 6, "images_per_patient": 1, "seed": 0}
 ROUND_S = 3600.0
 
