@@ -33,7 +33,7 @@ from fedgan.assembly import networks_for
 from fedgan.config import load
 from fedgan.federated.site import weights_of
 from fedgan.identity import new_key, openssh_private, openssh_public
-from fedgan.processes import flower_environment, free_port, process_group, wait_until_open
+from fedgan.processes import flower_environment, free_port, process_group, tail_of, wait_until_open
 from fedgan.settings import Deployment
 from server.authority import Enrolment, found
 from server.home import Home
@@ -85,7 +85,14 @@ def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
             keep(f"site-{site}", str(Path(__file__).with_name("idle_sites.py")), "site", site, str(place))
         run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings_of(megabytes, rounds))
         history = home.path / "runs/cost/history.json"
-        yield lambda: len(json.loads(history.read_text())) if history.exists() else 0, [up.pid, run.pid]
+
+        def finished() -> int:
+            rounds = len(json.loads(history.read_text())) if history.exists() else 0
+            if run.poll() is not None and not rounds:
+                sys.exit(tail_of(folder / "run.log"))
+            return rounds
+
+        yield finished, [up.pid, run.pid]
 
 
 def _approve(home: Home, site: str, enrolling: subprocess.Popen[bytes]) -> None:
@@ -96,6 +103,8 @@ def _approve(home: Home, site: str, enrolling: subprocess.Popen[bytes]) -> None:
     enrolment.approve(site, request)
     if enrolling.wait():
         sys.exit(f"site {site} cannot be enrolled")
+    while enrolment.registry.roll.entry(site).node is None:  # Flower is being told
+        time.sleep(0.2)
 
 
 @contextmanager
