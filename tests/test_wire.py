@@ -8,6 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -24,6 +25,7 @@ from fedgan.records import (
     digest_of,
 )
 from fedgan.wire import (
+    TENSORS,
     pack_answer,
     pack_partition,
     pack_step,
@@ -34,10 +36,10 @@ from fedgan.wire import (
 )
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-TENSORS = st.sampled_from([np.float32, np.float16, np.int64]).flatmap(
+DRAWN = st.sampled_from([np.float32, np.float16, np.int64]).flatmap(
     lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, min_side=0, max_side=4))
 )
-WEIGHTS = st.dictionaries(NAMES, TENSORS.map(lambda values: torch.from_numpy(np.asarray(values))), max_size=4)
+WEIGHTS = st.dictionaries(NAMES, DRAWN.map(lambda values: torch.from_numpy(np.asarray(values))), max_size=4)
 COUNTS = st.integers(0, 2**31)
 COUNTED = st.builds(ScanCounts, COUNTS, COUNTS, COUNTS, st.lists(COUNTS, max_size=3).map(tuple))
 UPDATE = SiteUpdate(
@@ -51,7 +53,7 @@ def sent(records: RecordDict) -> RecordDict:
 
 
 def assert_identical(got: Weights, expected: Weights) -> None:
-    assert list(got) == list(expected)
+    assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         assert got[name].dtype == tensor.dtype
         assert got[name].shape == tensor.shape
@@ -122,28 +124,45 @@ def test_a_failure_that_says_more_than_a_class_is_neither_sent_nor_believed(reas
 def test_no_tensor_is_unpickled():
     pickled = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=pickle.dumps(np.ones(1)))
     records = pack_answer(UPDATE)
-    records["delta"] = ArrayRecord({"w": pickled})
+    records["delta"] = ArrayRecord({TENSORS: pickled})
 
-    with pytest.raises(UpdateRejected, match="tensor w cannot be read"):
+    with pytest.raises(UpdateRejected, match="the tensors cannot be read"):
         unpack_answer(records, site="A", round=3)
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")  # damage can look like the NumPy of Python 2
 @given(st.data())
-def test_a_damaged_tensor_is_read_or_refused_by_name(data):
-    whole = bytearray(Array(np.ones((2, 3), np.float32)).data)
+def test_damaged_tensors_are_read_or_refused(data):
+    records = pack_answer(UPDATE)
+    whole = bytearray(records["delta"][TENSORS].data)
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    records = pack_answer(UPDATE)
-    records["delta"] = ArrayRecord({"w": Array(dtype="float32", shape=(2, 3), stype="numpy.ndarray", data=damaged)})
+    described = {"dtype": "uint8", "shape": (len(damaged),), "stype": "numpy.ndarray"}
+    records["delta"] = ArrayRecord({TENSORS: Array(**described, data=damaged)})
 
     try:
         answer = unpack_answer(records, site="A", round=3)
     except UpdateRejected:
         return
 
-    assert isinstance(answer.delta["w"], torch.Tensor)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in answer.delta.values())
+
+
+def test_tensors_are_in_one_array_and_in_nothing_else():
+    records = pack_answer(UPDATE)
+    records["delta"]["w"] = Array(np.ones(2))
+
+    with pytest.raises(UpdateRejected, match="another array"):
+        unpack_answer(records, site="A", round=3)
+
+
+def test_many_small_tensors_are_few_objects_for_flower():
+    weights = {f"layer {number}": torch.rand(10) for number in range(100)}
+
+    objects = get_all_nested_objects(pack_task(RoundTask(GlobalModel(0, weights), 1)))
+
+    assert len(objects) < 10
 
 
 @pytest.mark.parametrize(
