@@ -101,6 +101,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from client.join import join
 
     logging.basicConfig(filename=started_log(home, "fed-client"), level=logging.INFO, format=LOG_LINE)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each object that passes, and for each look
     join(home, say=lambda line: _say(arguments.site, line), stop=_stop_at_signals())
     return 0
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
@@ -129,9 +130,14 @@ class _Asking:
         self.pending |= dict(zip(self.federation.grid.push_messages(messages), sites, strict=True))
 
     def fetch(self) -> None:
-        """Fetch the replies that have arrived."""
+        """Fetch the replies that have arrived; from a SuperLink that cannot answer now, at the next look."""
         for message, site in list(self.pending.items()):
-            for reply in self.federation.grid.pull_messages([message]):
+            try:
+                replies = list(self.federation.grid.pull_messages([message]))
+            except httpx.HTTPStatusError as fault:  # its database is locked while it takes in large updates
+                log.warning("Flower's SuperLink answers %d; it is asked again", fault.response.status_code)
+                return
+            for reply in replies:
                 del self.pending[message]
                 self._take(reply, site)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import httpx
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -130,6 +131,20 @@ def test_replies_are_fetched_one_by_one_and_wait_on_disk(spool):
 
     assert grid.pulled == ["0", "1"]
     assert [answer.delta.path.name for answer in answers] == ["A.safetensors", "B.safetensors"]
+
+
+def test_a_superlink_that_cannot_answer_now_is_asked_again(spool):
+    locked = httpx.HTTPStatusError("", request=httpx.Request("POST", "https://link"), response=httpx.Response(500))
+    faults = [locked]
+
+    def doubles_after_a_fault(message):
+        if faults:
+            raise faults.pop()
+        return doubles(message)
+
+    (answer,) = FlowerFederation(Loopback({1: doubles_after_a_fault}), {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    assert isinstance(answer, SiteUpdate)
 
 
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
