@@ -91,7 +91,7 @@ class _Door(HttpToolsProtocol):
         certificate = cast(ssl.SSLObject, inner.get_extra_info("ssl_object")).getpeercert(binary_form=True)
         self.app_state = {**self.app_state, "certificate": certificate}
         if certificate is None:
-            self.loop.call_later(STRANGER_TIMEOUT_S, inner.abort)
+            self.loop.call_later(STRANGER_TIMEOUT_S, _cut, inner)
         self.opened = True
         super().connection_made(inner)
         if self.early:
@@ -106,3 +106,8 @@ class _Door(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.opened:
             super().connection_lost(exc)
+
+
+def _cut(transport: asyncio.Transport) -> None:
+    if not transport.is_closing():
+        transport.abort()

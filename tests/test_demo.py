@@ -28,7 +28,8 @@ def test_sites_are_enrolled_train_and_draw_a_map_with_the_model_released_to_them
     folder, said, picture = played
 
     cards = [json.loads((folder / f"site-{site}/models/current/card.json").read_text()) for site in SITES]
-    assert Image.open(picture).size[0] > 100
+    with Image.open(picture) as drawn:
+        assert drawn.width > 100
     assert [card["chosen"] for card in cards] == [True] * 3
     assert any(line.startswith("$ fed-client --site A map") for line in said)
 
