@@ -146,9 +146,13 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
             federation.wait(lambda at=number: federation.look() >= at, f"round {number}", STUCK_S)
             kill_something(federation, chance)
         federation.wait(lambda: federation.look() == KILLS + 1, "the last round", STUCK_S)
-        federation.wait(lambda: CurrentRun(federation.home).path is None, "the run's end", STUCK_S)
         federation.wait(
-            lambda: all(has_last(federation.home, folder / f"site-{site}") for site in SITES), "the release", STUCK_S
+            lambda: federation.look() > 0 and CurrentRun(federation.home).path is None, "the run's end", STUCK_S
+        )
+        federation.wait(
+            lambda: federation.look() > 0 and all(has_last(federation.home, folder / f"site-{site}") for site in SITES),
+            "the release",
+            STUCK_S,
         )
 
     assert_whole(federation)
