@@ -123,7 +123,7 @@ class Engine:
         mounts: Mapping[str, tuple[Path, bool]] | None = None,
     ) -> list[str]:
         """Return what runs ``words`` in a root; as ``user`` without any privilege, in a root that can only be read."""
-        steps = [f"mount --bind {root} {root}"]
+        steps = ["PATH=$PATH:/usr/sbin:/sbin", f"mount --bind {root} {root}"]
         for source, target in {**SYSTEM, **PACKAGES}.items():
             steps += [f"mkdir -p {root}{target}", f"mount --rbind {source} {root}{target}"]
             if target not in ("/proc", "/dev"):
