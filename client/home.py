@@ -1,6 +1,5 @@
 """A site's folder: where everything is that a site keeps, and to which federation it belongs."""
 
-import fcntl
 import os
 import re
 import tempfile
@@ -14,6 +13,7 @@ from pydantic import Field
 
 from fedgan.config import read
 from fedgan.errors import HomeError
+from fedgan.locks import held
 from fedgan.settings import SiteName
 from fedgan.settings.types import Frozen
 
@@ -113,11 +113,8 @@ def only_one(home: Home) -> Iterator[None]:
     Raises:
         HomeError: there is one already.
     """
-    with (home.folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HomeError(f"{home.folder}: another fed-client runs for this site; stop that one first") from error
+    refusal = HomeError(f"{home.folder}: another fed-client runs for this site; stop that one first")
+    with held(home.folder / "lock", refusal):
         yield
 
 

@@ -102,7 +102,7 @@ class Enrolment:
             HomeError: there is none.
         """
         self._home, self._federation = home, home.federation
-        self.registry = Registry(home.path / "sites.json")
+        self.registry = Registry(home.sites)
 
     def invite(self, site: str) -> Invitation:
         """Return an invitation for ``site``; one that it had before is no longer good.

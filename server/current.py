@@ -4,7 +4,6 @@ The file that names it is all there is to it: it is there from the start of a ru
 been stopped by a person, or broke off too often; whatever dies in between, the run is taken up.
 """
 
-import fcntl
 import logging
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from fedgan.atomic import write_atomically
 from fedgan.errors import HomeError
+from fedgan.locks import held, is_held
 from fedgan.processes import flower_environment, process_group
 from server.home import Home
 
@@ -56,14 +56,11 @@ class CurrentRun:
         Raises:
             HomeError: another process follows a run.
         """
-        with self._lock.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                name = self.path.name if self.path else "another"
-                raise HomeError(
-                    f"run {name} of the federation {self._federation} is on; wait for its end, or fed-server stop"
-                ) from error
+        name = self.path.name if self.path else "another"
+        refusal = HomeError(
+            f"run {name} of the federation {self._federation} is on; wait for its end, or fed-server stop"
+        )
+        with held(self._lock, refusal):
             write_atomically(self._file, f"{path}\n")
             yield
 
@@ -72,7 +69,7 @@ class CurrentRun:
         pause_s = LOOK_S
         while not until.wait(pause_s):
             path = self.path
-            pause_s = self._take_up(path, until) if path and not self._is_followed() else LOOK_S
+            pause_s = self._take_up(path, until) if path and not is_held(self._lock) else LOOK_S
 
     def _take_up(self, path: Path, until: threading.Event) -> float:
         """Follow the run until its end or the event, and return how long to wait before the next look, in seconds."""
@@ -84,11 +81,3 @@ class CurrentRun:
             while process.poll() is None and not until.wait(LOOK_S):
                 pass
         return AGAIN_S if process.returncode and self.path else LOOK_S
-
-    def _is_followed(self) -> bool:
-        with self._lock.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False

@@ -121,7 +121,7 @@ def enrol(stage: Stage, home: Home, sites: Sequence[str]) -> None:
     Raises:
         EngineFailed: a command failed, or took far too long.
     """
-    registry = Registry(home.path / "sites.json")
+    registry = Registry(home.sites)
     with ExitStack() as asking:
         for site in sites:
             words = ("fed-client", "--site", site, "enrol", f"federation/invitations/{site}.txt")

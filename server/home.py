@@ -107,6 +107,16 @@ class Home:
         """Return the coordinator's audit."""
         return Audit(self.path / "audit.jsonl")
 
+    @property
+    def sites(self) -> Path:
+        """Return the file of ``server.registry``."""
+        return self.path / "sites.json"
+
+    @property
+    def up_lock(self) -> Path:
+        """Return the lock of whoever keeps the link up."""
+        return self.folder("link") / "up.lock"
+
     def folder(self, name: str) -> Path:
         """Return a folder in the home, made if need be."""
         make_private(self.path / name)

@@ -13,7 +13,7 @@ class EnrolledNodes(Mapping[int, str]):
 
     def __init__(self, home: Home) -> None:
         """Take the federation in ``home``."""
-        self._registry = Registry(home.path / "sites.json")
+        self._registry = Registry(home.sites)
 
     def _now(self) -> dict[int, str]:
         now = datetime.now(UTC)

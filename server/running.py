@@ -4,7 +4,6 @@ The run itself is the folder. Whatever dies, this process, the link, or the one 
 are there, and training goes on after the last.
 """
 
-import fcntl
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from fedgan.bundle import build_bundle
 from fedgan.checkpoint import digest
 from fedgan.config import dump, load, read
 from fedgan.errors import EngineFailed, RunFolderError, SettingsError
+from fedgan.locks import is_held
 from fedgan.processes import flower_environment, process_group, wait_until_open
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
@@ -220,7 +220,7 @@ class _Tail:
 def _link_up(home: Home, say: Say) -> Iterator[Superlink]:
     """Give the federation's link, started for as long as the block takes if nobody keeps it up."""
     link = Superlink(home)
-    if _is_up(home):
+    if is_held(home.up_lock):
         yield link
         return
     log = home.folder("logs") / "up.log"
@@ -230,12 +230,3 @@ def _link_up(home: Home, say: Say) -> Iterator[Superlink]:
         wait_until_open(home.federation.link_port, process, log)
         say(f"the link is up at {home.federation.address} until this run ends; fed-server up keeps it up")
         yield link
-
-
-def _is_up(home: Home) -> bool:
-    with (home.folder("link") / "up.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

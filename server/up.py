@@ -1,15 +1,13 @@
 """``fed-server up``: the fence before the SuperLink, in one process that ends whole."""
 
 import asyncio
-import fcntl
 import logging
 import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import uvicorn
 
@@ -17,6 +15,7 @@ from fedgan.errors import HomeError
 from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.identity import fingerprint
+from fedgan.locks import held
 from server.authority import Enrolment, renew_server
 from server.current import CurrentRun
 from server.door import door_to, server_context
@@ -40,11 +39,12 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
     """
     check_flower()
     federation, until = home.federation, threading.Event()
-    with _alone(home), _listening(federation.listen, federation.port) as listening:
+    refusal = HomeError(f"the federation in {home.path} is up already; end that fed-server up first")
+    with held(home.up_lock, refusal), _listening(federation.listen, federation.port) as listening:
         renew_server(home)
         link = Superlink(home)
         link.prepare()
-        keys = Keys(home, link, Registry(home.path / "sites.json"))
+        keys = Keys(home, link, Registry(home.sites))
         log.info(
             "the federation %s is at %s; its authority's SHA-256 is %s",
             federation.name,
@@ -88,16 +88,6 @@ async def serve(
             await asyncio.sleep(0.2)
         server.should_exit = True
         await serving
-
-
-@contextmanager
-def _alone(home: Home) -> Iterator[None]:
-    with (home.folder("link") / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HomeError(f"the federation in {home.path} is up already; end that fed-server up first") from error
-        yield
 
 
 def _listening(host: str, port: int) -> socket.socket:
