@@ -5,19 +5,21 @@ from pathlib import Path
 
 import torch
 
+from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import Cohort
-from fedgan.errors import SettingsError
+from fedgan.errors import ModelError, SettingsError
 from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
-from fedgan.federated.site import Recipe, Site
+from fedgan.federated.site import Recipe, Site, load_weights, weights_of
 from fedgan.gan.build import build_networks, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep
 from fedgan.privacy.build import Length, build_mechanism
 from fedgan.privacy.ledger import Ledger
 from fedgan.privacy.promise import Promise
+from fedgan.records import GlobalModel
 from fedgan.results.reading import validate
 from fedgan.settings import GanFedAvg, NoPrivacy, PatientPrivacy, Run, Training
 
@@ -120,6 +122,16 @@ def aggregation_in(settings: Run, networks: Method) -> Aggregation:
     return build_aggregation(settings.aggregation, settings.server_optimizer, networks, sharing, settings.compress)
 
 
-def draws_at_sites(settings: Training) -> bool:
-    """Return whether each site draws maps with generators of its own."""
-    return isinstance(settings.aggregation, GanFedAvg) and settings.aggregation.share in ("discriminator", "none")
+def first_model(settings: Run) -> GlobalModel:
+    """Return what the first round trains: untrained networks, or those that the settings start from.
+
+    Raises:
+        SettingsError: there is no model to start from, or its networks are not the settings'.
+    """
+    networks = networks_for(settings)
+    if settings.start:
+        try:
+            load_weights(networks, load_model(settings.start)[0])
+        except ModelError as error:
+            raise SettingsError(f"start: {error}") from error
+    return GlobalModel(0, weights_of(networks))

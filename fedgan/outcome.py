@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fedgan.assembly import draws_at_sites, networks_for
+from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import choose_device, drawing_of, num_parameters
@@ -127,7 +127,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
     number, _ = choose_round(settings, folder)
     val = pool([cohort.split("val") for cohort in arm.cohorts.values()])
     model = folder.kept(number)
-    personal = arm.kind == "federated" and draws_at_sites(settings)
+    personal = arm.kind == "federated" and settings.own_generators
     maps = _Maps(networks, drawing_of(settings.model), model, folder if personal else None)
     reading = maps.read(arm.cohorts, "val")
     threshold = _chooser(settings)(reading.maps, val)

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fedgan.assembly import aggregation_in, build_site, networks_for, promise_in
+from fedgan.assembly import aggregation_in, build_site, first_model, networks_for, promise_in
 from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, hide_labels, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
-from fedgan.federated.site import Site, weights_of
+from fedgan.federated.site import Site
 from fedgan.federated.spool import Spool
 from fedgan.gan.build import choose_device
 from fedgan.gan.method import Method
@@ -119,7 +119,8 @@ def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
 
     Raises:
         SettingsError: the quorum is larger than the number of sites that there turn out to be, or no site has the
-            validation scans by which the settings choose a round or end the training.
+            validation scans by which the settings choose a round or end the training; or the model that the settings
+            start from cannot be used.
         CohortError: no site has a labelled scan to train on, or to test on.
     """
     if settings.quorum > len(cohorts):
@@ -129,6 +130,9 @@ def resolve(settings: Simulation, cohorts: Mapping[str, Cohort]) -> Simulation:
         if not any(bool((cohort.split(split).status != UNLABELLED).any()) for cohort in cohorts.values()):
             raise CohortError(", ".join(cohorts), [f"no {split} scan is labelled normal or abnormal"])
     _check_choices(settings, cohorts)
+    if settings.start:
+        settings = settings.model_copy(update={"start": settings.start.resolve()})
+        first_model(settings)
     found: dict[str, object] = {"sites": tuple(cohorts)}
     if isinstance(settings.data, ManifestData):
         found["root"] = settings.data.root.resolve()
@@ -214,6 +218,7 @@ def train_in_folder(
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
         RunFolderError: a round cannot be kept.
+        SettingsError: the model to start from is no longer there.
     """
 
     def keep(model: GlobalModel, answers: Sequence[Answer], contribution: Contribution) -> None:
@@ -224,9 +229,8 @@ def train_in_folder(
     def enough() -> bool:
         return settings.patience is not None and folder.stalled(settings.patience)
 
-    untrained = networks_for(settings)
-    model = folder.latest() or GlobalModel(0, weights_of(untrained))
-    aggregation = aggregation_in(settings, untrained)
+    model = folder.latest() or first_model(settings)
+    aggregation = aggregation_in(settings, networks_for(settings))
     plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from fedgan.assembly import first_model
 from fedgan.bundle import build_bundle
 from fedgan.checkpoint import digest
 from fedgan.config import dump, load, read
@@ -24,7 +25,7 @@ from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
 from fedgan.results.release import lineage_of
 from fedgan.run_folder import RunFolder
-from fedgan.settings import Deployment, GanFedAvg
+from fedgan.settings import Deployment
 from fedgan.simulation import open_folder
 from server.current import CurrentRun
 from server.home import Home
@@ -57,13 +58,14 @@ def begin(home: Home, overrides: Sequence[str]) -> Path:
     """Compose a run's settings, and return its folder, in which they now are.
 
     Raises:
-        SettingsError: they are wrong, or more sites are needed than are approved.
+        SettingsError: they are wrong, the model to start from cannot be used, or more sites are needed than are
+            approved.
         RunFolderError: there is a run of that name, or the folder cannot be made.
         HomeError: there is no federation in ``home``.
     """
     _ = home.federation
     settings = load("server", Deployment, overrides)
-    if isinstance(settings.aggregation, GanFedAvg) and settings.aggregation.share in ("discriminator", "none"):
+    if settings.own_generators:
         raise SettingsError("aggregation.share: sites with generators of their own can only be simulated as yet")
     approved = len(EnrolledNodes(home))
     if approved < settings.quorum:
@@ -75,7 +77,9 @@ def begin(home: Home, overrides: Sequence[str]) -> Path:
     path = (settings.runs or home.path / "runs").absolute() / name
     if (path / "config.yaml").exists():
         raise RunFolderError(f"{path} holds a run already; resume it (--resume {path}) or give another name=")
-    settings = settings.model_copy(update={"name": name, "runs": path.parent})
+    start = settings.start.absolute() if settings.start else None
+    settings = settings.model_copy(update={"name": name, "runs": path.parent, "start": start})
+    first_model(settings)
     folder = open_folder(settings, path)
     folder.write("config.yaml", dump(settings))
     folder.audit.record(

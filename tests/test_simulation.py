@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedgan.assembly import CPU, bfloat16_in, networks_for
-from fedgan.checkpoint import load_model
+from fedgan.checkpoint import load_model, save_model
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.config import dump, load, read
 from fedgan.errors import CohortError, SettingsError
@@ -129,6 +129,29 @@ def test_resolved_settings_name_the_sites_and_hold_from_any_folder(tmp_path, mon
     assert resolved.data.sites == ("A", "B")
     assert (resolved.data.root, resolved.data.cache) == (tmp_path / "scans", tmp_path / ".fedgan-cache")
     assert resolve(resolved, cohorts) == resolved == read(dump(resolved), Simulation)
+
+
+def test_a_run_that_starts_from_a_model_trains_its_weights_first(tiny, tmp_path):
+    settings = tiny("start=before/model", "rounds=1", *STEPS)
+    before = GlobalModel(7, {name: tensor + 1 for name, tensor in weights_of(networks_for(settings)).items()})
+    save_model(tmp_path / "before" / "model", before, {})
+    settings = settings.model_copy(update={"start": tmp_path / "before" / "model"})
+    sites = Recording("A")
+
+    train_in_folder(settings, open_folder(settings, tmp_path / "run"), sites)
+
+    assert digest_of(sites.tasks[0].model.weights) == digest_of(before.weights)
+    assert sites.asked[0] == (0, 7)
+
+
+def test_a_model_of_other_networks_or_none_is_nothing_to_start_from(tiny, cohorts, tmp_path):
+    wider = GlobalModel(3, weights_of(networks_for(tiny("model.width=6"))))
+    save_model(tmp_path / "wider", wider, {})
+
+    with pytest.raises(SettingsError, match="start: the weights do not fit the settings' networks"):
+        resolve(tiny(f"start={tmp_path}/wider"), cohorts)
+    with pytest.raises(SettingsError, match=r"start: .* holds no model"):
+        resolve(tiny(f"start={tmp_path}/nowhere"), cohorts)
 
 
 def test_without_a_comparison_there_is_only_the_federated_arm(tiny, cohorts):

@@ -1,5 +1,6 @@
 """How a run trains, whoever starts it, and which of its settings contradict each other."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -40,6 +41,11 @@ class Training(Frozen):
     compress: Compression
     privacy: Privacy
     """What is promised to each patient."""
+
+    @property
+    def own_generators(self) -> bool:
+        """Whether each site draws maps with generators of its own."""
+        return isinstance(self.aggregation, GanFedAvg) and self.aggregation.share in ("discriminator", "none")
 
     @model_validator(mode="after")
     def _nothing_is_learned_beside_a_promise(self) -> Self:
@@ -87,6 +93,8 @@ class Run(Training):
 
     name: Name | None
     """Name of the run's folder; null is the data's and the model's name with date and time."""
+    start: Path | None
+    """Folder of a model (a run's ``model``, a release) whose weights training starts from; null: untrained ones."""
     quorum: Count
     """Updates a round needs."""
     select: Literal["best", "aucp", "last"]
@@ -107,8 +115,7 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _own_generators_are_the_last(self) -> Self:
-        own = isinstance(self.aggregation, GanFedAvg) and self.aggregation.share in ("discriminator", "none")
-        if own and self.select != "last":
+        if self.own_generators and self.select != "last":
             msg = "with aggregation.share=discriminator or none each site keeps its last generator; give select=last"
             raise ValueError(msg)
         return self
