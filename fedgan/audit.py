@@ -10,6 +10,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from fedgan.errors import RunFolderError
 
@@ -33,11 +34,10 @@ class Audit:
         try:
             with self._path.open("a+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: each line must follow from the one before
-                file.seek(0)
-                written = file.read()
-                line["previous"] = _last_digest(written)
+                last = _last_line(file)
+                line["previous"] = hashlib.sha256(last.rstrip(b"\n")).hexdigest() if last else BEGINNING
                 # What a crash left unfinished is ended here, so that it breaks the chain for itself alone.
-                torn = b"\n" if written and not written.endswith(b"\n") else b""
+                torn = b"\n" if last and not last.endswith(b"\n") else b""
                 file.write(torn + json.dumps(line, sort_keys=True).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -47,9 +47,15 @@ class Audit:
             ) from error
 
 
-def _last_digest(written: bytes) -> str:
-    lines = written.splitlines()
-    return hashlib.sha256(lines[-1]).hexdigest() if lines else BEGINNING
+def _last_line(file: BinaryIO) -> bytes:
+    """Return the last line with its end, if it has one, by reading no more of the file than need be."""
+    start = size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while start and b"\n" not in tail[:-1]:
+        start = max(0, start - 4096)
+        file.seek(start)
+        tail = file.read(size - start)
+    return tail[tail[:-1].rfind(b"\n") + 1 :]
 
 
 def broken_links(path: Path) -> list[int]:

@@ -37,6 +37,24 @@ def test_a_changed_removed_or_moved_line_shows(tmp_path, harm):
     assert broken_links(path)
 
 
+def test_a_line_that_a_crash_left_unfinished_breaks_the_chain_for_itself_alone(tmp_path):
+    path = recorded(tmp_path / "audit.jsonl")
+    path.write_bytes(path.read_bytes()[:-9])
+
+    recorded(path, events=2)
+
+    assert broken_links(path) == [3]
+
+
+def test_events_longer_than_what_is_read_at_a_time_are_chained_too(tmp_path):
+    path = tmp_path / "audit.jsonl"
+
+    for length in (10_000, 1, 5_000, 4_096):
+        Audit(path).record("long", told="x" * length)
+
+    assert broken_links(path) == []
+
+
 def test_an_audit_that_cannot_be_written_says_what_to_do(tmp_path):
     with pytest.raises(RunFolderError, match="free the disk, then resume"):
         Audit(tmp_path / "absent" / "audit.jsonl").record("round kept")

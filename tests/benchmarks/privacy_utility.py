@@ -35,7 +35,14 @@ EPSILONS = ("public", "1", "3", "8", "inf")
 PUBLIC = ("data.sites=[P]", "data.patients=60", "quorum=1", "rounds=8", "local_steps=40")
 """The public scans, and how long they are trained on."""
 
-PRIVATE = ("data.sites=[A,B]", "data.patients=60", "select=last", "rounds=5", "local_steps=10", "aggregation.moments=both")
+PRIVATE = (
+    "data.sites=[A,B]",
+    "data.patients=60",
+    "select=last",
+    "rounds=5",
+    "local_steps=10",
+    "aggregation.moments=both",
+)
 """The sites, and how long they are trained on, in the same number of rounds and steps with and without a promise."""
 
 COMMON = ("model=tagsagan_private", "data.size=32", "bootstrap=0", "precision=float32")
@@ -112,9 +119,7 @@ def run(told: argparse.Namespace, entry: Line) -> Mapping[str, object]:
     settings = settings_of(told, entry)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    cohorts = {
-        site: with_patients(cohort, site, patients, settings) for site, cohort in load_cohorts(settings).items()
-    }
+    cohorts = {site: with_patients(cohort, site, patients, settings) for site, cohort in load_cohorts(settings).items()}
     arm = Arm("federated", "federated", cohorts, settings.local_steps, quorum=2)
     name = "-".join(str(value) for value in entry.values())
     folder = open_folder(settings, told.runs / f"utility-{name}")
