@@ -30,6 +30,9 @@ LINES = Path(__file__).with_suffix(".jsonl")
 SIZES = (100, 1000, 10000)
 """Training patients of a site."""
 
+MOMENTS = "aggregation.moments=both"
+"""Adam's moments outlive a round: rounds are short, and what is made of noisy gradients costs nothing more."""
+
 EPSILONS = ("public", "1", "3", "8", "inf")
 
 PUBLIC = ("data.sites=[P]", "data.patients=60", "quorum=1", "rounds=8", "local_steps=40")
