@@ -11,18 +11,16 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from fedgan.errors import EngineFailed
 from fedgan.processes import flower_environment
 
-FILES = {  # Flower looks for plain assignments
-    "server_app.py": "import server.app\n\napp = server.app.app\n",
-    "client_app.py": "import client.relay\n\napp = client.relay.app\n",
-    "pyproject.toml": """\
+_APP = """\
 [project]
-name = "fedgan-federation"
+name = "{name}"
 version = "1.0.0"
 dependencies = ["flwr"]
 
@@ -34,18 +32,36 @@ serverapp = "server_app:app"
 clientapp = "client_app:app"
 
 [tool.flwr.app.config]
-run = ""
-""",
-}
+{config}
+"""
+
+
+def files(name: str, *, client: str, config: str) -> Mapping[str, str]:
+    """Return the files of the bundle ``name``, by their names.
+
+    Args:
+        name: of Flower's app.
+        client: module in which the site's ``app`` is; the coordinator's is ``server.app``.
+        config: the lines of the run's configuration that Flower hands on.
+    """
+    return {  # Flower looks for plain assignments
+        "server_app.py": "import server.app\n\napp = server.app.app\n",
+        "client_app.py": f"import {client}\n\napp = {client}.app\n",
+        "pyproject.toml": _APP.format(name=name, config=config),
+    }
+
+
+FILES = files("fedgan-federation", client="client.relay", config='run = ""')
+"""What hospitals approve."""
 
 _BUILD = "from flwr.cli.app import app; app()"
 """Flower's command line, of this Python's Flower, whatever else is on the path."""
 
 
-def build_bundle(folder: Path) -> Path:
-    """Write the bundle's files into ``folder``, which is made if need be, and return it, for ``flwr run``."""
+def build_bundle(folder: Path, texts: Mapping[str, str] = FILES) -> Path:
+    """Write a bundle's files into ``folder``, which is made if need be, and return it, for ``flwr run``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in FILES.items():
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
 

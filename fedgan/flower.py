@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedgan.bundle import build_bundle, files
 from fedgan.errors import EngineFailed, SettingsError
 from fedgan.processes import flower_environment, free_port, process_group, wait_until_open
 
@@ -28,28 +29,6 @@ CONNECTION = "simulation"
 TESTED = "1.41."
 LOG = "engine.log"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-# What Flower is given only points to the packages installed here. It looks for plain assignments.
-BUNDLE = {
-    "server_app.py": "import server.app\n\napp = server.app.app\n",
-    "client_app.py": "import client.app\n\napp = client.app.app\n",
-    "pyproject.toml": """\
-[project]
-name = "fedgan-simulation"
-version = "1.0.0"
-dependencies = ["flwr"]
-
-[tool.flwr.app]
-publisher = "fedgan"
-
-[tool.flwr.app.components]
-serverapp = "server_app:app"
-clientapp = "client_app:app"
-
-[tool.flwr.app.config]
-run-folder = {folder}
-""",
-}
 
 
 def run_on_flower(folder: Path, *, num_sites: int, on_output: Callable[[str], None]) -> None:
@@ -84,11 +63,9 @@ class _Engine:
 
     def submit(self, folder: Path, num_sites: int) -> str:
         """Hand the run in ``folder`` to Flower and return Flower's number for it."""
-        bundle = self.home / "bundle"
-        bundle.mkdir()
         quoted = json.dumps(str(folder.resolve()), ensure_ascii=False)
-        for name, text in BUNDLE.items():
-            (bundle / name).write_text(text.replace("{folder}", quoted), encoding="utf-8")
+        app = files("fedgan-simulation", client="client.app", config=f"run-folder = {quoted}")
+        bundle = build_bundle(self.home / "bundle", app)
         processes = min(num_sites, os.cpu_count() or 1)
         resources = f"num-supernodes={num_sites} client-resources-num-cpus=1 init-args-num-cpus={processes}"
         return str(self.ask("run", str(bundle), CONNECTION, "--federation-config", resources)["run-id"])
