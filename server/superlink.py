@@ -7,6 +7,7 @@ at least can be claimed only by the executor that shares a secret with the Super
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ class Superlink:
             )
 
         command = [
-            "flower-superlink",
+            *(sys.executable, "-P", "-m", "server.engine"),
             "--host=127.0.0.1",
             f"--port={self._port}",
             f"--ssl-ca-certfile={self._home.authority_certificate}",
