@@ -14,7 +14,7 @@ from sqlalchemy.pool import Pool
 
 PRAGMAS = {
     "secure_delete": "FAST",  # overwrites what costs no writing more (https://www.sqlite.org/pragma.html)
-    "busy_timeout": "30000",  # ms; less than the 60 s after which fence and gate give up an answer
+    "busy_timeout": "20000",  # ms; less than the 30 s after which Flower's own processes ask once more
 }
 
 
