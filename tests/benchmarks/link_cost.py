@@ -90,7 +90,7 @@ def ours(folder: Path, width: int, rounds: int, sites: Sequence[str] = SITES) ->
             policy["models"]["width"] = width
             (place / "policy.yaml").write_text(yaml.safe_dump(policy))
             script = str(Path(__file__).with_name("idle_sites.py"))
-            taking_part.append(keep(f"site-{site}", script, "site", site, str(place)).pid)
+            taking_part.append(keep(f"site-{site}", script, site, str(place)).pid)
         run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings_of(width, rounds, sites))
         history = home.path / "runs/cost/history.json"
 
