@@ -11,9 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from client.enrolment import enrol
-from client.home import home_of, started_log
+from client.home import home_of
 from client.policy import write_default
 from fedgan.errors import FedganError
+from fedgan.processes import started_log
 
 LOG_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -100,7 +101,8 @@ def _join(arguments: argparse.Namespace) -> int:
         return 1
     from client.join import join
 
-    logging.basicConfig(filename=started_log(home, "fed-client"), level=logging.INFO, format=LOG_LINE)
+    log_file = started_log(home.inside("logs") / "fed-client.log")
+    logging.basicConfig(filename=log_file, level=logging.INFO, format=LOG_LINE)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each object that passes, and for each look
     join(home, say=lambda line: _say(arguments.site, line), stop=_stop_at_signals())
     return 0

@@ -22,8 +22,6 @@ LONGEST_SOCKET = 100
 
 PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
 
-LONGEST_LOG_BYTES = 10 * 2**20
-
 
 class Membership(Frozen):
     """What enrolment leaves in ``site.json``."""
@@ -128,11 +126,3 @@ def socket_in(home: Home) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="fedgan-") as folder:  # which nobody else may enter
             yield Path(folder) / "worker.sock"
-
-
-def started_log(home: Home, name: str) -> Path:
-    """Return the log of that name; one that has grown long begins anew, and the old one stays beside it."""
-    path = home.inside("logs") / f"{name}.log"
-    if path.exists() and path.stat().st_size > LONGEST_LOG_BYTES:
-        path.replace(path.with_suffix(".log.old"))
-    return path

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.delivery import install_as_they_come
 from client.events import Events
 from client.gate import Gate, open_gate
-from client.home import Home, Membership, only_one, socket_in, started_log
+from client.home import Home, Membership, only_one, socket_in
 from client.link import FEWEST_DAYS, days_left, hello, proxy_for, tls_context
 from client.loopback import make_loopback
 from client.policy import approved_bundles, read_policy
@@ -118,7 +118,7 @@ class _Processes:
                 self.say(line)
 
     def _keep(self, name: str, command: list[str], on_end: Callable[[int], None]) -> None:
-        env, file = flower_environment(self.home.inside("link")), started_log(self.home, name)
+        env, file = flower_environment(self.home.inside("link")), self.home.inside("logs") / f"{name}.log"
         keep_running(command, env, file, until=self.stop, on_end=on_end)
 
     def _worker(self) -> list[str]:

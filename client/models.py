@@ -19,9 +19,9 @@ from pydantic import Base64Bytes, BaseModel, ValidationError
 
 from client.home import Home
 from fedgan.audit import Audit
-from fedgan.checkpoint import WEIGHTS, digest
 from fedgan.errors import HomeError, ModelError, ReleaseRefused, ReleaseUnavailable, TamperedRelease
-from fedgan.mapping import ModelCard
+from fedgan.model_files import WEIGHTS, digest
+from fedgan.results.model_card import ModelCard
 from fedgan.results.release import Card, Release, check_place, open_card, read_release, verify_release, write_card
 
 LATEST = "/federation/releases/latest"

@@ -1,6 +1,5 @@
 """A global model on disk: named tensors (safetensors) and JSON, written atomically; never pickle."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedgan.errors import ModelError, RunFolderError
+from fedgan.model_files import CARD, WEIGHTS
 from fedgan.records import GlobalModel, Weights
-
-WEIGHTS, CARD = "model.safetensors", "model.json"
 
 MEMORY = "memory/"
 """Begins the names of what the coordinator remembers, beside the weights in a kept round."""
@@ -83,12 +81,6 @@ def load_model(folder: Path) -> tuple[Weights, dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} holds no model ({error}); give a run's model folder") from error
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(path: Path, weights: Weights, metadata: dict[str, str]) -> None:

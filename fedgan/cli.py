@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from fedgan.checkpoint import digest
 from fedgan.config import describe, dump, experiments, load, read
 from fedgan.errors import FedganError, RunFolderError, SettingsError
 from fedgan.flower import run_on_flower
+from fedgan.model_files import digest
 from fedgan.outcome import conclude, how_it_ended, write_maps
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics

@@ -28,6 +28,8 @@ STEADY_S = 60.0
 TAIL_BYTES = 2000
 """How much of the end of a log says why a process failed."""
 
+LONGEST_LOG_BYTES = 10 * 2**20
+
 # Its input ends when we close it or die, whatever we die of.
 GUARD = """\
 import contextlib, os, signal, sys
@@ -46,7 +48,7 @@ def process_group(
     At the end of the block they are asked to end (SIGTERM), and killed if they take longer than ``STOP_TIMEOUT_S``.
     """
     with (
-        log.open("ab") as file,
+        started_log(log).open("ab") as file,
         subprocess.Popen(
             command,
             cwd=cwd,
@@ -109,6 +111,13 @@ def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> N
             return
         time.sleep(0.1)
     raise EngineFailed(f"{log.stem} did not start:\n{tail_of(log)}")
+
+
+def started_log(path: Path) -> Path:
+    """Return the log at ``path``; one that has grown long begins anew, and the old one stays beside it."""
+    if path.exists() and path.stat().st_size > LONGEST_LOG_BYTES:
+        path.replace(path.with_suffix(".log.old"))
+    return path
 
 
 def tail_of(log: Path) -> str:

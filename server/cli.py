@@ -22,6 +22,7 @@ from server.authority import Enrolment, found
 from server.current import CurrentRun
 from server.home import ADDRESS, Home, home_at
 from server.presence import PRESENCE, activations
+from server.releases import releases_in
 from server.up import up
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -130,8 +131,6 @@ def _init(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _up(_: argparse.Namespace, home: Home) -> int:
-    from server.releases import releases_in  # brings PyTorch, as the imports below do: other commands start without it
-
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
     up(home, routes=releases_in(home).endpoints)
@@ -139,7 +138,7 @@ def _up(_: argparse.Namespace, home: Home) -> int:
 
 
 def _run(arguments: argparse.Namespace, home: Home) -> int:
-    from fedgan.progress import LiveProgress
+    from fedgan.progress import LiveProgress  # the imports below bring PyTorch: other commands start without it
     from server.running import begin, carry_out
 
     console = Console()

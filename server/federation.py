@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedgan.errors import BaseMissing, QuorumNotMet, UpdateRejected
+from fedgan.errors import BaseMissing, EngineFailed, QuorumNotMet, UpdateRejected
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate
 from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
@@ -20,10 +21,13 @@ POLL_S, LONGEST_POLL_S = 0.2, 3.0
 """Between two looks for replies: longer, the longer a round lasts, since each look is work for Flower's SuperLink."""
 
 LOOK_S = 2.0
-"""Between two looks for sites that have come."""
+"""Between two looks for sites that have come, and between two questions to a SuperLink that has no answer."""
 
 NODE_GONE = 5
 """Flower's code for a node whose heartbeat has stopped."""
+
+
+Answered = TypeVar("Answered")
 
 
 def never(site: str, since: float) -> bool:
@@ -56,6 +60,9 @@ class FlowerFederation:
         Replies are fetched one by one as they arrive and wait on disk. A site that stays silent, breaks down or cannot
         be understood has failed; the others' round goes on. A site that comes, or comes back, while others train is
         asked too; those that are away are not waited for, once the quorum has answered.
+
+        Raises:
+            EngineFailed: for as long as the round may last, Flower's SuperLink has not taken the task.
         """
         self.spool.clear()
         asking = _Asking(self, task)
@@ -103,7 +110,7 @@ class _Asking:
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK_S
-        there = set(self.federation.grid.get_node_ids())
+        there = set(self._patiently(self.federation.grid.get_node_ids))
         due = [node for node, site in self.sites.items() if node in there and self._lacks(site)]
         self._push(due)
 
@@ -127,14 +134,31 @@ class _Asking:
         ]
         self.asked |= dict.fromkeys(sites, time.time())
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
-        self.pending |= dict(zip(self.federation.grid.push_messages(messages), sites, strict=True))
+        # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
+        numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))
+        self.pending |= dict(zip(numbers, sites, strict=True))
+
+    def _patiently(self, ask: Callable[[], Answered]) -> Answered:
+        """Ask Flower's SuperLink, and again while it breaks down over the question and the round lasts."""
+        while True:
+            try:
+                return ask()
+            except httpx.HTTPStatusError as fault:
+                status = fault.response.status_code
+                if status < 500 or time.monotonic() > self.deadline:
+                    raise EngineFailed(
+                        f"Flower's SuperLink answers {status} when round {self.number + 1} is to be sent; see its log, "
+                        "superlink.log, then go on with fed-server --resume"
+                    ) from fault
+                log.warning("Flower's SuperLink answers %d; it is asked again", status)
+            time.sleep(LOOK_S)
 
     def fetch(self) -> None:
         """Fetch the replies that have arrived; from a SuperLink that cannot answer now, at the next look."""
         for message, site in list(self.pending.items()):
             try:
                 replies = list(self.federation.grid.pull_messages([message]))
-            except httpx.HTTPStatusError as fault:  # its database is locked while it takes in large updates
+            except httpx.HTTPStatusError as fault:
                 log.warning("Flower's SuperLink answers %d; it is asked again", fault.response.status_code)
                 return
             for reply in replies:

@@ -1,6 +1,7 @@
 """The releases below a coordinator's home: made in a run's process, handed to sites by the fence's.
 
-The two share the folder alone. A release is a folder named by its serial number, and appears in it whole.
+The two share the folder alone. A release is a folder named by its serial number, and appears in it whole. Here is what
+the fence has of it, which takes no PyTorch; ``publishing`` makes one.
 """
 
 import base64
@@ -17,10 +18,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from fedgan.audit import Audit
-from fedgan.checkpoint import WEIGHTS
 from fedgan.errors import ForeignKey, HomeError, ReleaseRefused
-from fedgan.records import GlobalModel
-from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, Release, read_release, sign_release
+from fedgan.model_files import WEIGHTS
+from fedgan.results.release import CARD, SIGNATURE, Place, Release, read_release
 from server.fence import Endpoint
 from server.home import Home
 
@@ -38,20 +38,21 @@ class Releases:
         self._federation = federation
         self._keep = keep
 
-    def publish(self, model: GlobalModel, lineage: Lineage, key: Ed25519PrivateKey) -> Release:
-        """Release ``model`` as the next of the federation, signed with ``key``, and forget what is too old.
+    def add(self, sign: Callable[[Path, Place], Release], key: Ed25519PublicKey) -> Release:
+        """Take what ``sign`` makes of a folder and a place as the next release, and forget what is too old.
 
         Raises:
-            RunFolderError: the release cannot be written; those before it stay.
-            ReleaseRefused: the release before it is damaged, or ``key`` is not the federation's.
+            ReleaseRefused: the release before it is damaged, or ``key``, which checks it, is not the federation's.
+            As ``sign``, and then those before it stay.
         """
-        if key.public_key() != self._key:
+        if key != self._key:
             raise ForeignKey("the key to sign releases with is not this federation's; restore it from the backup")
         before = self.last()
         serial = max(self._serials(), default=0) + 1
         place = Place(federation=self._federation, serial=serial, previous=before.digest if before else None)
-        release = sign_release(self._folder_of(serial), model, lineage, place, key)
-        self._audit.record("model released", serial=serial, run=lineage.run, round=model.round, digest=release.digest)
+        release = sign(self._folder_of(serial), place)
+        card = release.card
+        self._audit.record("model released", serial=serial, run=card.run, round=card.round, digest=release.digest)
         self._forget()
         return release
 

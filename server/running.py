@@ -16,14 +16,14 @@ from typing import TypeVar
 
 from fedgan.assembly import first_model
 from fedgan.bundle import build_bundle
-from fedgan.checkpoint import digest
 from fedgan.config import dump, load, read
 from fedgan.errors import EngineFailed, RunFolderError, SettingsError
 from fedgan.locks import is_held
+from fedgan.model_files import digest
 from fedgan.processes import flower_environment, process_group, wait_until_open
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
-from fedgan.results.release import lineage_of
+from fedgan.results.releasing import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment
 from fedgan.simulation import open_folder
@@ -31,6 +31,7 @@ from server.current import CurrentRun
 from server.home import Home
 from server.nodes import EnrolledNodes
 from server.outcome import conclude
+from server.publishing import publish
 from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
 from server.training import LOG, REFUSAL
@@ -109,7 +110,7 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
             lineage = lineage_of(
                 folder, model.round, rounds=settings.rounds, epsilon=folder.epsilon_spent(), chosen=True
             )
-            releases_in(home).publish(model, lineage, signing_key(home))
+            publish(releases_in(home), model, lineage, signing_key(home))
         except KeyboardInterrupt:
             run.end()
             raise

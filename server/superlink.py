@@ -7,8 +7,11 @@ at least can be claimed only by the executor that shares a secret with the Super
 import json
 import logging
 import os
+import sqlite3
+import sys
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -53,7 +56,7 @@ class Superlink:
         return f"https://127.0.0.1:{self._port}"
 
     def prepare(self) -> None:
-        """Write what Flower's processes read.
+        """Write what Flower's processes read, and give back what disk the runs before have left unused.
 
         Raises:
             HomeError: the home cannot be written.
@@ -66,6 +69,11 @@ class Superlink:
         ]
         write_atomically(self._folder / "config.toml", "\n".join(lines) + "\n")
         write_atomically(self._folder / "secret", os.urandom(32), secret=True)
+        _shrink(self._database)
+
+    @property
+    def _database(self) -> Path:
+        return self._folder / "state.db"
 
     def run(self, until: threading.Event) -> None:
         """Keep the SuperLink running until the event."""
@@ -81,13 +89,13 @@ class Superlink:
             )
 
         command = [
-            "flower-superlink",
+            *(sys.executable, "-P", "-m", "server.engine"),
             "--host=127.0.0.1",
             f"--port={self._port}",
             f"--ssl-ca-certfile={self._home.authority_certificate}",
             f"--ssl-certfile={self._home.server_certificate}",
             f"--ssl-keyfile={self._home.server_key}",
-            f"--database={self._folder / 'state.db'}",
+            f"--database={self._database}",
             "--enable-supernode-auth",
             "--isolation=process",
             f"--superexec-auth-secret-file={self._folder / 'secret'}",
@@ -119,6 +127,20 @@ class Superlink:
 
     def _log(self, name: str) -> Path:
         return self._home.folder("logs") / f"{name}.log"
+
+
+def _shrink(database: Path) -> None:
+    """Make Flower's database smaller if most of it is of models that have been and gone, which Flower never does."""
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
+            if 2 * unused > pages:
+                connection.execute("VACUUM")
+    except sqlite3.Error as fault:  # it works as it is
+        log.warning("the database of Flower's SuperLink stays as large as it is: %s", fault)
 
 
 class Keys:

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedgan.config import dump, read
 from fedgan.errors import FedganError, RunFolderError
-from fedgan.results.release import lineage_of
+from fedgan.results.releasing import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, terms_of
 from fedgan.simulation import open_folder, train_in_folder
@@ -20,6 +20,7 @@ from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
 from server.nodes import EnrolledNodes, Returns
+from server.publishing import publish
 from server.releases import Releases, releases_in, signing_key
 
 LOG, REFUSAL = "log.txt", "refusal.txt"
@@ -80,7 +81,7 @@ class _Releasing:
         """Release the round that was just kept."""
         spent = self.folder.epsilon_spent()
         lineage = lineage_of(self.folder, number, rounds=self.settings.rounds, epsilon=spent, chosen=False)
-        self.releases.publish(self.folder.kept(number), lineage, self.key)
+        publish(self.releases, self.folder.kept(number), lineage, self.key)
 
 
 @contextmanager

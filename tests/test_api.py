@@ -1,4 +1,5 @@
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -39,3 +40,12 @@ def test_every_package_says_what_it_is(folder):
 
 def test_the_tests_shadow_no_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize("modules", ["client.cli, client.join", "server.cli, server.up, server.engine"])
+def test_what_runs_for_weeks_at_either_end_brings_no_pytorch(modules):
+    command = [sys.executable, "-c", f"import {modules}, sys; print('torch' in sys.modules)"]
+
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert said.split() == ["False"]

@@ -51,7 +51,7 @@ TINY = (
 )
 
 AT_A_SITE = ("client.cli", "client.worker", "flower-supernode", "flower-superexec", "flwr-clientapp", "")
-AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "flower-superlink", "flower-superexec", "flwr-serverapp", "")
+AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "server.engine", "flower-superexec", "flwr-serverapp", "")
 """What is killed, by a word of its command line; all at once, without one."""
 
 

@@ -124,6 +124,17 @@ def test_who_watches_can_give_up(quick, tmp_path):
         keep_running(["sh", "-c", "exit 3"], dict(os.environ), tmp_path / LOG, until=threading.Event(), on_end=on_end)
 
 
+def test_a_log_that_has_grown_long_begins_anew_with_the_next_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(fedgan.processes, "LONGEST_LOG_BYTES", 3)
+
+    for word in ("long", "new"):
+        with process_group(["echo", word], dict(os.environ), tmp_path / LOG) as process:
+            process.wait()
+
+    assert (tmp_path / LOG).read_text() == "new\n"
+    assert (tmp_path / f"{LOG}.old").read_text() == "long\n"
+
+
 def test_what_ends_before_it_listens_is_told_with_its_last_words(tmp_path):
     with (
         process_group(["sh", "-c", "echo no key >&2"], dict(os.environ), tmp_path / LOG) as process,

@@ -19,9 +19,10 @@ from fedgan.assembly import networks_for
 from fedgan.audit import Audit, broken_links
 from fedgan.federated.site import weights_of
 from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteUpdate
-from fedgan.results.release import lineage_of
+from fedgan.results.releasing import lineage_of
 from fedgan.simulation import open_folder
 from server.home import Home
+from server.publishing import publish
 from server.releases import releases_in, signing_key
 
 TIMEOUT_S = 120
@@ -77,7 +78,7 @@ def test_a_kept_round_becomes_the_model_with_which_a_site_draws(federation, tiny
     lineage = lineage_of(folder, 1, rounds=2, epsilon={}, chosen=False)
     Image.linear_gradient("L").save(tmp_path / "scan.png")
 
-    releases_in(coordinator).publish(folder.latest(), lineage, signing_key(coordinator))
+    publish(releases_in(coordinator), folder.latest(), lineage, signing_key(coordinator))
     address = site.membership().address
     with httpx.Client(base_url=f"https://{address}", verify=tls_context(site), trust_env=False) as link:
         installed = open_models(site).install(link, Audit(site.audit))

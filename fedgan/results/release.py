@@ -5,32 +5,24 @@ model.json          how to draw, once more, for people; not signed
 card.json           the lineage, with the SHA-256 of ``model.safetensors``
 card.sig            Ed25519 signature of the bytes of ``card.json``
 
-``openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in card.json -sigfile card.sig`` checks the same.
+``openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in card.json -sigfile card.sig`` checks the same. How one is
+made is in ``releasing``; whoever fetches it, checks it or hands it on has no use for PyTorch.
 """
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from fedgan.atomic import write_atomically
-from fedgan.checkpoint import WEIGHTS, digest, save_model
-from fedgan.cohort.rows import Row
-from fedgan.errors import ForeignKey, ForeignRelease, OlderRelease, RunFolderError, TamperedRelease
-from fedgan.records import GlobalModel
-from fedgan.results.contribution import contributions
+from fedgan.errors import ForeignKey, ForeignRelease, OlderRelease, TamperedRelease
+from fedgan.model_files import WEIGHTS, digest
 from fedgan.results.metrics import SiteContribution
-from fedgan.run_folder import RunFolder
 from fedgan.settings import Name, SiteName
 
 CARD, SIGNATURE = "card.json", "card.sig"
@@ -62,7 +54,7 @@ class Lineage(_Frozen):
     metrics: dict[str, float]
     """Mean over sites of each validation figure of this model; empty where none has scored it yet."""
     drawing: dict[str, Any]
-    """How to draw maps with it; see ``fedgan.mapping.ModelCard``."""
+    """How to draw maps with it; see ``fedgan.results.model_card``."""
 
 
 class Place(_Frozen):
@@ -91,7 +83,7 @@ class Card(Lineage, Place):
     versions: dict[str, str]
     """Of the coordinator's packages."""
     code: Digest
-    """SHA-256 of the coordinator's fedgan, see ``source_digest``."""
+    """SHA-256 of the coordinator's fedgan, see ``releasing.source_digest``."""
     data_schema: Digest
     """SHA-256 of what a line of a site's manifest must be, as JSON schema."""
 
@@ -104,84 +96,6 @@ class Release:
     card: Card
     digest: str
     """SHA-256 of ``card.json``."""
-
-
-def lineage_of(
-    folder: RunFolder,
-    number: int,
-    *,
-    rounds: int,
-    epsilon: Mapping[str, float | None],
-    chosen: bool,
-    **drawing: object,
-) -> Lineage:
-    """Return where the model of round ``number`` of the run in ``folder`` comes from.
-
-    Args:
-        folder: the run's.
-        number: of the round.
-        rounds: of the whole run.
-        epsilon: what the run has cost each site's patients so far.
-        chosen: whether the round is the run's result.
-        drawing: completes the card of the run's models, as ``threshold``.
-
-    Raises:
-        RunFolderError: the run's settings are not there.
-    """
-    made = [entry for entry in folder.history if entry.round <= number]
-    scores = [scored for entry in made if entry.round == number for scored in entry.validation.values()]
-    try:
-        settings = digest(folder.path / "config.yaml")
-    except OSError as error:
-        raise RunFolderError(f"{folder.path} lacks its config.yaml ({error.strerror}); start the run anew") from error
-    return Lineage(
-        run=folder.path.name,
-        rounds=rounds,
-        chosen=chosen,
-        settings=settings,
-        sites=contributions(made),
-        epsilon={**dict.fromkeys(contributions(made)), **epsilon},
-        metrics={name: fmean(found[name] for found in scores if name in found) for found in scores for name in found},
-        drawing={**folder.card, **drawing},
-    )
-
-
-def sign_release(folder: Path, model: GlobalModel, lineage: Lineage, place: Place, key: Ed25519PrivateKey) -> Release:
-    """Write a release into ``folder``, which appears whole or not at all.
-
-    Raises:
-        RunFolderError, HomeError: the folder is there already, or cannot be written.
-    """
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a crash
-        save_model(partial, model, lineage.drawing)
-        card = _card_of(partial / WEIGHTS, model.round, lineage, place, key.public_key())
-        content = (card.model_dump_json(indent=1) + "\n").encode()
-        write_card(partial, content, key.sign(content))
-        partial.rename(folder)
-    except OSError as error:
-        raise RunFolderError(
-            f"release {place.serial} cannot be written ({error.strerror}); free space on the disk of {folder.parent}"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Release(folder, card, hashlib.sha256(content).hexdigest())
-
-
-def _card_of(weights: Path, number: int, lineage: Lineage, place: Place, key: Ed25519PublicKey) -> Card:
-    return Card(
-        **dict(lineage),
-        **dict(place),
-        round=number,
-        date=datetime.now(UTC).replace(microsecond=0),
-        weights=digest(weights),
-        num_bytes=weights.stat().st_size,
-        key=fingerprint(key),
-        versions={name: version(name) for name in ("fedgan", "torch", "flwr")},
-        code=source_digest(),
-        data_schema=hashlib.sha256(json.dumps(Row.model_json_schema(), sort_keys=True).encode()).hexdigest(),
-    )
 
 
 def write_card(folder: Path, content: bytes, signature: bytes) -> None:
@@ -281,12 +195,3 @@ def check_place(place: Place, digest_of_card: str, *, federation: str, after: Re
 def fingerprint(key: Ed25519PublicKey) -> str:
     """Return the SHA-256 of a public key's 32 bytes, in hex."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
-
-
-def source_digest() -> str:
-    """Return the SHA-256 of the installed fedgan's modules, of their names and contents in order."""
-    package, found = Path(__file__).parents[1], hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        content = file.read_bytes()
-        found.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
-    return found.hexdigest()

@@ -1,14 +1,14 @@
 """Sites that do not train, for ``link_cost.py``: of our federation, and of Flower's own.
 
-``idle_sites.py site NAME HOME`` is ``fed-client --site NAME``, but for what its worker makes of a task.
+``idle_sites.py NAME HOME`` is ``fed-client --site NAME``, but for what its worker makes of a task: ``idle_worker.py``.
 """
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
-from client import join, resident, worker
+from client import join
 from client.cli import main
-from fedgan.records import RoundTask, ScanCounts, SiteUpdate, digest_of
 
 FLOWER_APP: Mapping[str, str] = {
     "pyproject.toml": """\
@@ -69,37 +69,16 @@ def train(message, context):
 }
 
 
-class Idle:
-    """Answers at once: each tensor moved by a little of itself, by another part at each site."""
-
-    def __init__(self, name: str) -> None:
-        """Take the site's name, a capital letter."""
-        self.name = name
-
-    def answer(self, task: RoundTask) -> SiteUpdate:
-        """Return an update of its own."""
-        before, factor = task.model.weights, 1e-4 * (ord(self.name) - ord("A") + 1)
-        delta = {tensor: value * factor for tensor, value in before.items()} if task.local_steps else {}
-        return SiteUpdate(self.name, task.model.round, digest_of(before), delta, ScanCounts(10, 10, 0, (10,)), {})
-
-
 def take_part(name: str, home: str) -> int:
-    """Take part as ``fed-client`` does, with the worker below."""
+    """Take part as ``fed-client`` does, with another worker."""
+    script = str(Path(__file__).with_name("idle_worker.py"))
 
     def command(parts: join._Processes) -> list[str]:
-        return [sys.executable, "-P", __file__, "worker", name, home, str(parts.node.worker)]
+        return [sys.executable, "-P", script, name, home, str(parts.node.worker)]
 
     join._Processes._worker = command  # type: ignore[method-assign]
     return main(["--site", name, "--home", home])
 
 
-def work(name: str, home: str, socket: str) -> int:
-    """Be the worker of an idle site."""
-    resident.networks_for = lambda *_: None  # type: ignore[assignment]
-    resident.build_site = lambda *_, **__: Idle(name)  # type: ignore[assignment]
-    sys.argv = ["worker", name, home, socket]
-    return worker.main()
-
-
 if __name__ == "__main__":
-    sys.exit({"site": take_part, "worker": work}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit(take_part(*sys.argv[1:]))

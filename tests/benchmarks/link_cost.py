@@ -16,10 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -44,25 +45,30 @@ WIDTHS = {10: 16, 350: 104}
 """Width of the networks of about so many megabytes."""
 
 SETTINGS = ["model=taggan", "data.size=32", "data.diseases=[diffuse]", "select=last"]
-SETTINGS += ["model.weights.cycle=1", "quorum=3", "local_steps=1", "deadline_s=3600", "name=cost"]
+SETTINGS += ["model.weights.cycle=1", "local_steps=1", "deadline_s=3600", "name=cost"]
 SCANS = {"kind": "phantoms", "patients": 6, "images_per_patient": 1, "seed": 0}
 ROUND_S = 3600.0
 
-Finished = Callable[[], int]
-"""Returns how many rounds are finished."""
 
-Federation = Iterator[tuple[Finished, list[int]]]
-"""Of a federation that is up and training: the rounds that it has finished, and its coordinator's processes."""
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """A federation that is up and training."""
+
+    finished: Callable[[], int]
+    """Returns how many rounds are finished."""
+    coordinator: list[int]
+    """Processes, without their children."""
+    sites: list[int]
 
 
-def settings_of(megabytes: int, rounds: int) -> list[str]:
+def settings_of(width: int, rounds: int, sites: Sequence[str] = SITES) -> list[str]:
     """Return a run's settings."""
-    width = WIDTHS[megabytes]
-    return [*SETTINGS, f"model.width={width}", f"model.critic_width={width}", f"rounds={rounds}"]
+    size = [f"model.width={width}", f"model.critic_width={width}", f"rounds={rounds}"]
+    return [*SETTINGS, *size, f"quorum={len(sites)}"]
 
 
 @contextmanager
-def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
+def ours(folder: Path, width: int, rounds: int, sites: Sequence[str] = SITES) -> Iterator[Federation]:
     """Run this federation, by its own commands."""
     home = Home(folder / "federation")
     with ExitStack() as running:
@@ -71,19 +77,21 @@ def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
             command = [sys.executable, "-P", *words]
             return running.enter_context(process_group(command, flower_environment(folder), folder / f"{log}.log"))
 
-        invited = found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=SITES)
+        invited = found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=sites)
         up = keep("up", "-m", "server.cli", "up", "--home", str(home.path))
         wait_until_open(home.federation.port, up, folder / "up.log")
-        for site in SITES:
+        taking_part = []
+        for site in sites:
             place = folder / f"site-{site}"
             enrol = ["-m", "client.cli", "--site", site, "--home", str(place), "enrol"]
             enrolling = keep(f"enrol-{site}", *enrol, invited[site].encode())
             _approve(home, site, enrolling)
             policy = yaml.safe_load(DEFAULT) | {"scans": SCANS, "device": "cpu", "threads": 1}
-            policy["models"]["width"] = WIDTHS[megabytes]
+            policy["models"]["width"] = width
             (place / "policy.yaml").write_text(yaml.safe_dump(policy))
-            keep(f"site-{site}", str(Path(__file__).with_name("idle_sites.py")), "site", site, str(place))
-        run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings_of(megabytes, rounds))
+            script = str(Path(__file__).with_name("idle_sites.py"))
+            taking_part.append(keep(f"site-{site}", script, site, str(place)).pid)
+        run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings_of(width, rounds, sites))
         history = home.path / "runs/cost/history.json"
 
         def finished() -> int:
@@ -92,7 +100,7 @@ def ours(folder: Path, megabytes: int, rounds: int) -> Federation:
                 sys.exit(tail_of(folder / "run.log"))
             return rounds
 
-        yield finished, [up.pid, run.pid]
+        yield Federation(finished, [up.pid, run.pid], taking_part)
 
 
 def _approve(home: Home, site: str, enrolling: subprocess.Popen[bytes]) -> None:
@@ -108,7 +116,7 @@ def _approve(home: Home, site: str, enrolling: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def flowers(folder: Path, megabytes: int, rounds: int) -> Federation:
+def flowers(folder: Path, width: int, rounds: int) -> Iterator[Federation]:
     """Run Flower's own federation, on the SuperLink that ours has."""
     home, ended = Home(folder / "federation"), threading.Event()
     found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=[])
@@ -120,6 +128,7 @@ def flowers(folder: Path, megabytes: int, rounds: int) -> Federation:
         pool.submit(link.run, ended)
         pool.submit(link.run_executor, ended)
         _wait_for(home.federation.link_port)
+        nodes: list[int] = []
         for number, site in enumerate(SITES):
             key, private, public = new_key(), folder / site, folder / f"{site}.pub"
             private.write_bytes(openssh_private(key))
@@ -134,16 +143,20 @@ def flowers(folder: Path, megabytes: int, rounds: int) -> Federation:
                 f"--port={free_port()}",
             ]
             env = flower_environment(home.folder(f"flower-{site}"))
-            running.enter_context(process_group(command, env, folder / f"{site}.log"))
+            nodes.append(running.enter_context(process_group(command, env, folder / f"{site}.log")).pid)
         app, marks = folder / "app", folder / "marks.txt"
         app.mkdir()
         for name, text in FLOWER_APP.items():
             (app / name).write_text(text)
-        weights = weights_of(networks_for(load("server", Deployment, settings_of(megabytes, rounds))))
+        weights = weights_of(networks_for(load("server", Deployment, settings_of(width, rounds))))
         save_file(dict(weights), folder / "model.safetensors")
         told = f"folder={json.dumps(str(folder))} rounds={rounds} sites={len(SITES)}"
         link.ask("run", str(app), CONNECTION, "--run-config", told)
-        yield lambda: len(marks.read_text().split()) - 1 if marks.exists() else 0, _processes(f"{home.path}/link/")
+
+        def finished() -> int:
+            return len(marks.read_text().split()) - 1 if marks.exists() else 0
+
+        yield Federation(finished, _processes(f"{home.path}/link/"), nodes)
 
 
 ARMS = {"fedgan": ours, "flower": flowers}
@@ -177,7 +190,7 @@ def _stats() -> dict[int, tuple[int, float]]:
     return found
 
 
-def _children(*roots: int) -> set[int]:
+def children(*roots: int) -> set[int]:
     """Return all that descends from ``roots``."""
     stats, found = _stats(), set(roots)
     while more := {pid for pid, (parent, _) in stats.items() if parent in found} - found:
@@ -187,17 +200,24 @@ def _children(*roots: int) -> set[int]:
 
 def processor_s(*roots: int) -> float:
     """Return the processor seconds of all that descends from ``roots``."""
-    stats, family = _stats(), _children(*roots)
+    stats, family = _stats(), children(*roots)
     return sum(seconds for pid, (_, seconds) in stats.items() if pid in family)
 
 
 def memory_mib(*roots: int) -> float:
-    """Return the memory of ``roots`` and their descendants in MiB, each with its share of what it shares."""
-    kib = 0
-    for pid in _children(*roots):
-        rows = _bytes(Path(f"/proc/{pid}/smaps_rollup")).decode().splitlines()
-        kib += sum(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
-    return kib / 1024
+    """Return the memory of ``roots`` and their descendants in MiB."""
+    return sum(map(pss_mib, children(*roots)))
+
+
+def pss_mib(pid: int) -> float:
+    """Return the memory of a process in MiB, with its part of what it shares; 0 if it has ended."""
+    rows = _bytes(Path(f"/proc/{pid}/smaps_rollup")).decode().splitlines()
+    return sum(int(row.split()[1]) for row in rows if row.startswith("Pss:")) / 1024
+
+
+def words_of(pid: int) -> list[str]:
+    """Return the command line of a process; none if it has ended."""
+    return _bytes(Path(f"/proc/{pid}/cmdline")).decode().split("\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,25 +235,41 @@ class Line:
     """At most, of the coordinator's processes."""
     load: float
     """Of the machine when it ended, over five minutes."""
+    machine: str
+    date: str
+    """UTC."""
 
 
 def measure(arm: str, megabytes: int, rounds: int, commit: str) -> Line:
     """Run an arm."""
     with tempfile.TemporaryDirectory(prefix="link-cost-") as folder, ExitStack() as running:
-        finished, coordinator = running.enter_context(ARMS[arm](Path(folder), megabytes, rounds))
+        federation = running.enter_context(ARMS[arm](Path(folder), WIDTHS[megabytes], rounds))
         at, spent, peak = [], [], 0.0
         deadline = time.monotonic() + ROUND_S
         while len(at) < rounds:
             if time.monotonic() > deadline:
                 sys.exit(f"{arm}: a round took more than {ROUND_S:.0f} s; see the logs")
-            while len(at) < min(finished(), rounds):
+            while len(at) < min(federation.finished(), rounds):
                 at.append(time.monotonic())
                 spent.append(processor_s(os.getpid()))
                 print(f"{arm}, {megabytes} MB: round {len(at)}", file=sys.stderr, flush=True)
-            peak = max(peak, memory_mib(*coordinator))
+            peak = max(peak, memory_mib(*federation.coordinator))
             time.sleep(0.3)
     wall, processor = ([round(after - before, 2) for before, after in pairwise(of)] for of in (at, spent))
-    return Line(arm, megabytes, commit, wall, processor, round(peak), os.getloadavg()[1])
+    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return Line(arm, megabytes, commit, wall, processor, round(peak), os.getloadavg()[1], machine(), date)
+
+
+def machine() -> str:
+    """Return what is measured on: the cores that may be used, and the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def commit_here() -> str:
+    """Return which commit is measured."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
@@ -243,8 +279,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="the first of which warms up")
     parser.add_argument("--lines", type=Path, default=Path("link_cost.jsonl"))
     arguments = parser.parse_args()
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    commit = commit_here()
     for megabytes in arguments.megabytes:
         lines = [_line(arm, megabytes, commit, arguments) for arm in ARMS]
         for line in lines:

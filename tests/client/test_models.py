@@ -24,7 +24,6 @@ from client.policy import DEFAULT
 from fedgan import identity
 from fedgan.assembly import networks_for
 from fedgan.audit import Audit
-from fedgan.checkpoint import WEIGHTS
 from fedgan.errors import (
     ForeignKey,
     ForeignRelease,
@@ -34,10 +33,13 @@ from fedgan.errors import (
     TamperedRelease,
 )
 from fedgan.federated.site import weights_of
+from fedgan.model_files import WEIGHTS
 from fedgan.records import GlobalModel
 from fedgan.results.metrics import SiteContribution
-from fedgan.results.release import CARD, SIGNATURE, Lineage, Place, sign_release
+from fedgan.results.release import CARD, SIGNATURE, Lineage, Place
+from fedgan.results.releasing import sign_release
 from fedgan.simulation import open_folder
+from server.publishing import publish
 from server.releases import Releases
 
 KEY = Ed25519PrivateKey.generate()
@@ -110,7 +112,7 @@ def coordinator(tmp_path, tiny):
         def publish(self, number, *, federation="demo", weights=None):
             releases = Releases(home / "releases", KEY.public_key(), audit, federation=federation)
             model = GlobalModel(number, weights or {"w": torch.full((2**18,), float(number))})
-            return releases.publish(model, self.lineage(), KEY)
+            return publish(releases, model, self.lineage(), KEY)
 
         def networks(self):
             return weights_of(networks_for(settings))

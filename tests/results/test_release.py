@@ -7,7 +7,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgan.assembly import networks_for
-from fedgan.checkpoint import WEIGHTS, digest, load_model
+from fedgan.checkpoint import load_model
 from fedgan.errors import (
     ForeignKey,
     ForeignRelease,
@@ -18,6 +18,7 @@ from fedgan.errors import (
 )
 from fedgan.federated.site import weights_of
 from fedgan.mapping import Mapper
+from fedgan.model_files import WEIGHTS, digest
 from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteFailure, SiteUpdate
 from fedgan.results.metrics import SiteContribution
 from fedgan.results.release import (
@@ -26,10 +27,9 @@ from fedgan.results.release import (
     Lineage,
     Place,
     check_place,
-    lineage_of,
-    sign_release,
     verify_release,
 )
+from fedgan.results.releasing import lineage_of, sign_release
 from fedgan.simulation import open_folder
 
 KEY = Ed25519PrivateKey.generate()

@@ -9,12 +9,13 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
-from fedgan.errors import FedganError, QuorumNotMet
+from fedgan.errors import EngineFailed, FedganError, QuorumNotMet
 from fedgan.federated.compression import encode, take_step
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.spool import Spool
 from fedgan.records import GlobalModel, ModelStep, RoundTask, ScanCounts, SiteFailure, SiteUpdate, digest_of
 from fedgan.wire import pack_answer, pack_partition, pack_task, size_of, unpack_task
+from server import federation as federation_module
 from server.federation import FlowerFederation, bind_simulated_nodes
 
 TASK = RoundTask(GlobalModel(4, {"w": torch.tensor([1.0, 2.0])}), local_steps=3)
@@ -49,6 +50,31 @@ class Loopback:
         self.messages += messages
         replies = [self.nodes[message.metadata.dst_node_id](message) for message in self.messages]
         return [reply for reply in reversed(replies) if reply is not None]
+
+
+class Faulty(Loopback):
+    """A Grid whose SuperLink breaks down over one of its calls, the first so many times."""
+
+    def __init__(self, nodes: Mapping[int, Node], call: str, *, times: int, status: int = 500) -> None:
+        super().__init__(nodes)
+        self.call, self.times, self.status = call, times, status
+        self.seen: Callable[[Message], None] = lambda message: None
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.break_down("get_node_ids")
+        return super().get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            self.seen(message)
+        self.break_down("push_messages")
+        return super().push_messages(messages)
+
+    def break_down(self, call: str) -> None:
+        if call == self.call and self.times > 0:
+            self.times -= 1
+            request = httpx.Request("POST", "https://link")
+            raise httpx.HTTPStatusError("", request=request, response=httpx.Response(self.status))
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +171,27 @@ def test_a_superlink_that_cannot_answer_now_is_asked_again(spool):
     (answer,) = FlowerFederation(Loopback({1: doubles_after_a_fault}), {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
 
     assert isinstance(answer, SiteUpdate)
+
+
+@pytest.mark.parametrize("call", ["get_node_ids", "push_messages"])
+def test_a_superlink_that_cannot_take_the_task_is_given_the_same_messages_again(call, spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "LOOK_S", 0.01)
+    grid, handed = Faulty({9: doubles}, call, times=2), []
+    grid.seen = handed.append
+
+    answers = FlowerFederation(grid, {9: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    assert [answer.site for answer in answers] == ["A"]
+    assert len({id(message) for message in handed}) == 1
+
+
+@pytest.mark.parametrize(("status", "timeout_s"), [(500, 0.05), (409, 3600)])
+def test_a_superlink_that_never_takes_the_task_ends_the_run_by_name(status, timeout_s, spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "LOOK_S", 0.01)
+    grid = Faulty({9: doubles}, "push_messages", times=10**6, status=status)
+
+    with pytest.raises(EngineFailed, match=str(status)):
+        FlowerFederation(grid, {9: "A"}, timeout_s=timeout_s, spool=spool).ask(TASK)
 
 
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):

@@ -11,6 +11,7 @@ from fedgan.errors import ForeignKey, HomeError, TamperedRelease
 from fedgan.identity import new_key, private_pem
 from fedgan.records import GlobalModel
 from fedgan.results.release import CARD, Lineage, verify_release
+from server import publishing
 from server.authority import found
 from server.home import Home
 from server.releases import Releases, releases_in, signing_key
@@ -26,7 +27,7 @@ def releases(tmp_path):
 
 def publish(releases, number, *, chosen=False, key=KEY):
     lineage = LINEAGE.model_copy(update={"chosen": chosen})
-    return releases.publish(GlobalModel(number, {"w": torch.tensor([float(number)])}), lineage, key)
+    return publishing.publish(releases, GlobalModel(number, {"w": torch.tensor([float(number)])}), lineage, key)
 
 
 def kept(tmp_path):

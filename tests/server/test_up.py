@@ -185,7 +185,7 @@ def test_a_superlink_that_dies_is_started_again_and_a_second_up_is_refused(feder
     home, up = federation
     coordinator = up()
     (superlink,) = [
-        pid for pid in children(coordinator.pid) if b"flower-superlink" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid for pid in children(coordinator.pid) if b"server.engine" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
     second = subprocess.run(
