@@ -17,7 +17,7 @@ def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[
     """
     spent = ledger.spent()
     of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
-    lines = [f"site {ledger.site}: {of}, at delta {ledger.delta:g}"]
+    lines = [f"{ledger.whose}: {of}, at delta {ledger.delta:g}"]
     lines += [f"  {name}: {epsilon:.3g} by itself" for name, epsilon in ledger.by_federation().items()]
     charged = [line for line in ledger.lines() if line.settles is None]
     if one_round is None and charged:
