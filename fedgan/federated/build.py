@@ -41,7 +41,7 @@ def build_aggregation(
     if account:
         return NoisyFedAvg(
             entries=found,
-            follows=_follows(found, method),
+            follows=follows(found, method),
             sharing=sharing,
             account=account,
             encodings=encodings,
@@ -66,7 +66,7 @@ def build_aggregation(
     )
 
 
-def _follows(found: Mapping[str, Entry], method: Method) -> Mapping[str, str]:
+def follows(found: Mapping[str, Entry], method: Method) -> Mapping[str, str]:
     """Return which trained tensor each one of a moving average follows.
 
     Raises:

@@ -6,6 +6,7 @@ whoever else answers. Each player has a norm of its own: with one for both, the 
 less, and with the players' norms equal it would be the same.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -45,7 +46,7 @@ class SiteNoise:
         >>> SiteNoise(1.0, {"critic": 0.5}, sites=4, weights={"A": 2.0}).sensitivity_of("critic")
         0.2
         """
-        return max([1.0, *self.weights.values()]) / self._whole * self.clips[player]
+        return self._largest_share * self.clips[player]
 
     def shortened(self, norm: float, player: str) -> float:
         """Return the factor that shortens a step of that norm to what is allowed, 1 if it is short enough.
@@ -58,6 +59,22 @@ class SiteNoise:
     def hide(self, mean: Tensor, player: str) -> Tensor:
         """Return a part of a player's mean step, in float64, with noise that nobody can replay: (M,)."""
         return mean + self.noise * self.sensitivity_of(player) * secret_normal(mean.numel())
+
+    def noise_to_signal(self, *, rounds: int, num_parameters: int) -> float:
+        r"""Return :math:`\sigma s \sqrt{d / T}`: how long a run's noise is beside the longest signal there can be.
+
+        The signal adds up over the T rounds where all sites' steps, of the norm to which they are shortened, point the
+        same way; the noise in d parameters does as a random walk does; s is the largest share. Far above 1 the run ends
+        where chance leads it.
+
+        >>> SiteNoise(2.0, {}, sites=100).noise_to_signal(rounds=25, num_parameters=1_000_000)
+        4.0
+        """
+        return self.noise * self._largest_share * math.sqrt(num_parameters / rounds)
+
+    @property
+    def _largest_share(self) -> float:
+        return max([1.0, *self.weights.values()]) / self._whole
 
     @property
     def _whole(self) -> float:

@@ -29,7 +29,7 @@ from fedgan.cohort.rows import Row
 from fedgan.errors import ForeignKey, ForeignRelease, OlderRelease, RunFolderError, TamperedRelease
 from fedgan.records import GlobalModel
 from fedgan.results.contribution import contributions
-from fedgan.results.metrics import SiteContribution
+from fedgan.results.metrics import SiteContribution, SiteLevel
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Name, SiteName
 
@@ -59,6 +59,8 @@ class Lineage(_Frozen):
     """Each site's part in it: the rounds up to this one."""
     epsilon: dict[SiteName, float | None]
     """Privacy that the run has cost each site's patients so far; null where it trained without such a promise."""
+    site_level: SiteLevel | None = None
+    """What is promised to each site as a whole; then the card does not tell who took part, nor how any site scored."""
     metrics: dict[str, float]
     """Mean over sites of each validation figure of this model; empty where none has scored it yet."""
     drawing: dict[str, Any]
@@ -129,7 +131,9 @@ def lineage_of(
         RunFolderError: the run's settings are not there.
     """
     made = [entry for entry in folder.history if entry.round <= number]
-    scores = [scored for entry in made if entry.round == number for scored in entry.validation.values()]
+    site_level = made[-1].site_level if made else None
+    told = made if site_level is None else []
+    scores = [scored for entry in told if entry.round == number for scored in entry.validation.values()]
     try:
         settings = digest(folder.path / "config.yaml")
     except OSError as error:
@@ -139,8 +143,9 @@ def lineage_of(
         rounds=rounds,
         chosen=chosen,
         settings=settings,
-        sites=contributions(made),
-        epsilon={**dict.fromkeys(contributions(made)), **epsilon},
+        sites=contributions(told),
+        epsilon={**dict.fromkeys(contributions(told)), **epsilon},
+        site_level=site_level,
         metrics={name: fmean(found[name] for found in scores if name in found) for found in scores for name in found},
         drawing={**folder.card, **drawing},
     )
