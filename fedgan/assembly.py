@@ -13,7 +13,7 @@ from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import Recipe, Site
-from fedgan.federated.tensors import entries
+from fedgan.federated.tensors import Side, entries
 from fedgan.gan.build import build_networks, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep
@@ -124,6 +124,19 @@ def site_noise_in(settings: Training, networks: Method) -> SiteNoise | None:
         return None
     releases = releases_of(sharing_in(settings, networks), entries(networks))
     return build_site_noise(settings.privacy, releases=releases)
+
+
+def most_released(settings: Training, networks: Method) -> int:
+    """Return how many trained numbers of the player that has more of them leave a site.
+
+    Raises:
+        As ``sharing_in``.
+    """
+    found, shared, sizes = entries(networks), sharing_in(settings, networks).every, dict.fromkeys(Side, 0)
+    for name, tensor in networks.state_dict().items():
+        if name in shared:
+            sizes[found[name].side] += tensor.numel()
+    return max(sizes.values())
 
 
 def aggregation_in(settings: Run, networks: Method, *, accounts: Path | None = None) -> Aggregation:

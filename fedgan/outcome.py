@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from fedgan.assembly import draws_at_sites, networks_for, site_noise_in
+from fedgan.assembly import draws_at_sites, most_released, networks_for, site_noise_in
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
-from fedgan.gan.build import choose_device, drawing_of, larger_player, num_parameters
+from fedgan.gan.build import choose_device, drawing_of, num_parameters
 from fedgan.gan.disease_map import Drawing
 from fedgan.gan.method import Method
 from fedgan.records import GlobalModel
@@ -171,7 +171,7 @@ def site_privacy_of(settings: Run, folder: RunFolder) -> metrics.SitePrivacy | N
     noise = site_noise_in(settings, networks)
     if told is None or noise is None:
         return None
-    ratio = noise.noise_to_signal(rounds=settings.rounds, num_parameters=larger_player(networks))
+    ratio = noise.noise_to_signal(rounds=settings.rounds, num_parameters=most_released(settings, networks))
     return metrics.SitePrivacy(**dict(told), noise=noise.noise, noise_to_signal=ratio, sites=noise.sites)
 
 

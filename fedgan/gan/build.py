@@ -60,12 +60,6 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-def larger_player(networks: Method) -> int:
-    """Return the number of trainable parameters of the player that has more."""
-    players = (networks.generators(), networks.critics())
-    return max(sum(parameter.numel() for parameter in player) for player in players)
-
-
 def num_parameters(networks: Method) -> dict[str, int]:
     """Return the number of trainable parameters of each network."""
     return {

@@ -65,7 +65,7 @@ def tell_site_plan(settings: SitePrivacy, noise: SiteNoise, *, rounds: int, num_
         settings: what is to be promised.
         noise: which keeps that.
         rounds: of the run.
-        num_parameters: of the larger player.
+        num_parameters: of the larger player, as far as they leave a site.
     """
     ratio = noise.noise_to_signal(rounds=rounds, num_parameters=num_parameters)
     enough = math.ceil(noise.noise * math.sqrt(num_parameters / rounds))
