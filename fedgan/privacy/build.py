@@ -64,7 +64,7 @@ def build_site_noise(settings: SitePrivacy, *, releases: int) -> SiteNoise:
         noise=noise_for(settings.epsilon, delta=settings.delta, draws=Draws(1, 1, releases)),
         clips={"generator": settings.generator_clip, "critic": settings.discriminator_clip},
         sites=settings.sites,
-        weights=settings.weights,
+        weights=settings.weights or {},
     )
 
 

@@ -60,9 +60,9 @@ class SitePrivacy(Frozen):
     """Epsilon beyond which the coordinator trains no further round, all runs on its account together; null: none."""
     sites: Count
     """Sites that are expected; what is divided by, however many answer."""
-    weights: dict[SiteName, Annotated[float, Field(ge=1)]]
-    """How many times a site counts, by name, as all may know; one without a weight counts once. The noise goes by the
-    largest."""
+    weights: dict[SiteName, Annotated[float, Field(ge=1)]] | None
+    """How many times a site counts, by name, as all may know; the noise goes by the largest. One without a weight
+    counts once; null: all do."""
     generator_clip: Positive
     """Euclidean norm to which a site's step of the generators in a round is shortened."""
     discriminator_clip: Positive
@@ -79,9 +79,8 @@ class SitePrivacy(Frozen):
 
     @model_validator(mode="after")
     def _weights_are_of_expected_sites(self) -> Self:
-        if len(self.weights) > self.sites:
-            msg = (
-                f"weights name {len(self.weights)} sites, and {self.sites} are expected; give sites={len(self.weights)}"
-            )
+        named = len(self.weights or {})
+        if named > self.sites:
+            msg = f"weights name {named} sites, and {self.sites} are expected; give sites={named}"
             raise ValueError(msg)
         return self

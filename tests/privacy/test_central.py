@@ -23,7 +23,7 @@ DELTA = 1e-3
 
 
 def settings(**terms):
-    told = {"epsilon": 8.0, "delta": DELTA, "ceiling": None, "sites": 4, "weights": {}, "select": "last"}
+    told = {"epsilon": 8.0, "delta": DELTA, "ceiling": None, "sites": 4, "weights": None, "select": "last"}
     return SitePrivacy(kind="site", **(told | {"generator_clip": 2.0, "discriminator_clip": 0.5} | terms))
 
 
