@@ -19,9 +19,11 @@ def lines_of(release: Release) -> Iterator[str]:
     yield f"  draws       {_drawn(card)}"
     if card.metrics:
         yield f"  validation  {_figures(card.metrics)}, means over sites"
+    if (told := card.site_level) is not None:
+        yield f"  privacy     site-level epsilon {told.epsilon:.2f} at delta {told.delta:g}: of sites, not of patients"
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
     yield f"  made with   {versions}, code {card.code[:16]}, data schema {card.data_schema[:16]}"
-    yield "  made by"
+    yield "  made by" if card.sites else "  made by     sites that are not named"
     width = max(map(len, card.sites), default=0)
     for site, part in card.sites.items():
         yield f"    {site:<{width}}  {_part(part, card.epsilon.get(site))}"

@@ -13,7 +13,7 @@ from pydantic import Field
 from fedgan.bundle import bundle_digest
 from fedgan.config import read
 from fedgan.errors import DiseaseRefused, ModelRefused, PrivacyRefused, SettingsError, TaskTooLong
-from fedgan.settings import NoPrivacy, SiteName, Terms
+from fedgan.settings import PatientPrivacy, SiteName, Terms
 from fedgan.settings.types import Count, Fraction, Frozen, Name, Positive
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -185,7 +185,7 @@ def check_terms(policy: Policy, terms: Terms) -> None:
     Raises:
         ModelRefused: the model is of a kind that the policy does not name, or larger than it allows.
         DiseaseRefused: a disease is not among those that the scans may be used for.
-        PrivacyRefused: the policy demands differential privacy, which the terms do not offer.
+        PrivacyRefused: the policy demands differential privacy of patients, which the terms do not offer.
     """
     allowed, model = policy.models, terms.model
     if model.kind not in allowed.kinds:
@@ -196,8 +196,10 @@ def check_terms(policy: Policy, terms: Terms) -> None:
             raise ModelRefused(f"model.{name} is {asked}, and the policy allows {bound}")
     if policy.diseases is not None and not set(terms.data.diseases) <= set(policy.diseases):
         raise DiseaseRefused("the policy's diseases do not include all that the task is about")
-    if policy.privacy.epsilon is not None and isinstance(terms.privacy, NoPrivacy):
-        raise PrivacyRefused(f"the policy demands an epsilon of at most {policy.privacy.epsilon}, and none is promised")
+    if policy.privacy.epsilon is not None and not isinstance(terms.privacy, PatientPrivacy):
+        raise PrivacyRefused(
+            f"the policy demands an epsilon of at most {policy.privacy.epsilon}, and none is promised to patients"
+        )
 
 
 def check_steps(policy: Policy, local_steps: int) -> None:

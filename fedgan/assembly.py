@@ -8,20 +8,23 @@ import torch
 from fedgan.checkpoint import load_model
 from fedgan.cohort.cohort import Cohort
 from fedgan.errors import ModelError, SettingsError
-from fedgan.federated.build import build_aggregation, build_encodings, build_sharing
+from fedgan.federated.build import build_aggregation, build_encodings, build_sharing, trained_alone
+from fedgan.federated.central import releases_of
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import Recipe, Site, load_weights, weights_of
+from fedgan.federated.tensors import Side, entries
 from fedgan.gan.build import build_networks, computes_in_bfloat16, drawing_of
 from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep
-from fedgan.privacy.build import Length, build_mechanism
+from fedgan.privacy.build import Length, build_mechanism, build_site_noise, coordinators_ledger
+from fedgan.privacy.central import SiteAccount, SiteNoise
 from fedgan.privacy.ledger import Ledger
 from fedgan.privacy.promise import Promise
 from fedgan.records import GlobalModel
 from fedgan.results.reading import validate
-from fedgan.settings import GanFedAvg, NoPrivacy, PatientPrivacy, Run, Training
+from fedgan.settings import GanFedAvg, PatientPrivacy, Run, SitePrivacy, Training
 
 CPU = torch.device("cpu")
 
@@ -86,12 +89,12 @@ def build_site(  # noqa: PLR0913 - each is a thing of its own that a site has or
 
 
 def promise_in(settings: Training, ledger: Ledger, *, federation: str) -> Promise | None:
-    """Return what the settings promise to a site's patients, charged to its ``ledger``; None if nothing.
+    """Return what the settings promise to a site's patients, charged to its ``ledger``; None if nothing to them.
 
     Raises:
         SettingsError: no noise is enough for it.
     """
-    if isinstance(settings.privacy, NoPrivacy):
+    if not isinstance(settings.privacy, PatientPrivacy):
         return None
     length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
     return Promise(build_mechanism(settings.privacy, length), ledger, federation)
@@ -103,23 +106,58 @@ def sharing_in(settings: Training, networks: Method) -> Sharing:
     Raises:
         SettingsError: a network to be shared is not one of them.
     """
-    return build_sharing(
+    sharing = build_sharing(
         settings.aggregation,
         networks,
         rounds=settings.rounds,
         local_steps=settings.local_steps,
         num_diseases=len(settings.data.diseases),
     )
+    return trained_alone(sharing, networks) if isinstance(settings.privacy, SitePrivacy) else sharing
 
 
-def aggregation_in(settings: Run, networks: Method) -> Aggregation:
-    """Return what combines the updates of ``networks`` as the settings say.
+def site_noise_in(settings: Training, networks: Method) -> SiteNoise | None:
+    """Return the noise by which the models shall tell of no one site; None if the settings promise nothing to sites.
+
+    Raises:
+        SettingsError: no noise is enough; or as ``sharing_in``.
+    """
+    if not isinstance(settings.privacy, SitePrivacy):
+        return None
+    releases = releases_of(sharing_in(settings, networks), entries(networks))
+    return build_site_noise(settings.privacy, releases=releases)
+
+
+def most_released(settings: Training, networks: Method) -> int:
+    """Return how many trained numbers of the player that has more of them leave a site.
 
     Raises:
         As ``sharing_in``.
     """
+    found, shared, sizes = entries(networks), sharing_in(settings, networks).every, dict.fromkeys(Side, 0)
+    for name, tensor in networks.state_dict().items():
+        if name in shared:
+            sizes[found[name].side] += tensor.numel()
+    return max(sizes.values())
+
+
+def aggregation_in(settings: Run, networks: Method, *, accounts: Path | None = None) -> Aggregation:
+    """Return what combines the updates of ``networks`` as the settings say.
+
+    What is promised to sites is charged to the coordinator's ledger in the folder ``accounts``.
+
+    Raises:
+        SettingsError: something is promised to sites, and the coordinator keeps no ledger; or as ``site_noise_in``.
+    """
+    account, noise = None, site_noise_in(settings, networks)
+    if isinstance(settings.privacy, SitePrivacy) and noise:
+        if accounts is None:
+            raise SettingsError("privacy=site: the coordinator keeps no ledger of what it spends; it must begin one")
+        account = SiteAccount(coordinators_ledger(settings.privacy, accounts), settings.name or "simulation", noise)
     sharing = sharing_in(settings, networks)
-    return build_aggregation(settings.aggregation, settings.server_optimizer, networks, sharing, settings.compress)
+    return build_aggregation(
+        settings.aggregation, settings.server_optimizer, networks, sharing, settings.compress, account
+    )
 
 
 def first_model(settings: Run) -> GlobalModel:

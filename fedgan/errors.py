@@ -5,8 +5,9 @@ FedganError
 ├── CohortError          the site's data engineer: the manifest or its images cannot be used as they are
 ├── BaseMissing          the coordinator, which then sends all of the model: a site lacks the one that a step is from
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
-├── LedgerError          the site's data protection officer: its privacy ledger is missing, changed or older than it was
-├── BudgetExhausted      the coordinator, which goes on without it: a site's patients have no privacy left to spend
+├── LedgerError          who keeps it, mostly a site's data protection officer: a privacy ledger is missing or changed
+├── BudgetExhausted      the coordinator, which goes on without it: a site's patients have no privacy left to spend;
+│                        or which ends: the sites themselves have none
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
 │   └── ReleaseRefused   the coordinator, told by the site: a release is not to be trusted; the model before it stays
@@ -77,11 +78,11 @@ class SiteMemoryError(FedganError):
 
 
 class LedgerError(FedganError):
-    """A site's account of spent privacy cannot be trusted, read or written; the site does not train."""
+    """An account of spent privacy cannot be trusted, read or written; who keeps it does not train."""
 
 
 class BudgetExhausted(FedganError):
-    """A round would take a site over the epsilon that it may ever spend; it is not trained, and nothing is charged."""
+    """A round would take an account over the epsilon that may ever be spent; it is not trained, nothing is charged."""
 
 
 class RunFolderError(FedganError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fedgan.assembly import networks_for
+from fedgan.assembly import most_released, networks_for, site_noise_in
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, Cohort, Split, pool
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import choose_device, drawing_of, num_parameters
@@ -26,7 +26,7 @@ from fedgan.results.pictures import Example, save_map
 from fedgan.results.reading import draw, read
 from fedgan.results.thresholds import Choose, Threshold, by_masks, by_normals
 from fedgan.run_folder import RunFolder
-from fedgan.settings import Run, Simulation
+from fedgan.settings import Run, Simulation, SitePrivacy
 from fedgan.simulation import Arm
 from fedgan.streams import generator_for
 
@@ -65,6 +65,7 @@ def conclude(settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]]) -> 
         sites={site: _counts(cohort) for site, cohort in federated.cohorts.items()},
         num_parameters=num_parameters(networks),
         ended=how_it_ended(settings, folder),
+        site_privacy=site_privacy_of(settings, folder),
         chosen_round=chosen,
         chosen_by=chosen_by,
         rounds=folder.history,
@@ -81,6 +82,8 @@ def how_it_ended(settings: Run, folder: RunFolder) -> str:
     last = folder.history[-1].round
     if last == settings.rounds:
         return f"after all {last} round(s)"
+    if isinstance(settings.privacy, SitePrivacy):
+        return f"after round {last} of {settings.rounds}: the coordinator's ceiling at site level allowed no more"
     waited = f"{settings.patience} round(s) in a row"
     return f"after round {last} of {settings.rounds}: {waited} brought no better validation score"
 
@@ -137,7 +140,7 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
         "threshold_by": threshold.chosen_by,
         "normal_scores": normal_scores,
         "no_normal_scores": None if normal_scores else TOO_FEW,
-        "contributions": {site: part.model_dump() for site, part in contributions(up_to(number, folder)).items()},
+        **told_of_sites(settings, folder, number),
     }
     folder.release(model, **card)
     for site in arm.cohorts if personal else ():
@@ -148,6 +151,28 @@ def _release(settings: Simulation, networks: Method, arm: Arm, folder: RunFolder
 def up_to(number: int, folder: RunFolder) -> list[metrics.Round]:
     """Return the rounds that made the model of round ``number``."""
     return [kept for kept in folder.history if kept.round <= number]
+
+
+def told_of_sites(settings: Run, folder: RunFolder, number: int) -> dict[str, object]:
+    """Return what the card of the model of round ``number`` tells of the sites: nothing where their part is hidden."""
+    if isinstance(settings.privacy, SitePrivacy):
+        return {}
+    return {"contributions": {site: part.model_dump() for site, part in contributions(up_to(number, folder)).items()}}
+
+
+def site_privacy_of(settings: Run, folder: RunFolder) -> metrics.SitePrivacy | None:
+    """Return what the run in ``folder`` promises to each site and what that took; None if nothing.
+
+    Raises:
+        SettingsError: no noise keeps the promise.
+    """
+    told = folder.history[-1].site_level
+    networks = networks_for(settings)
+    noise = site_noise_in(settings, networks)
+    if told is None or noise is None:
+        return None
+    ratio = noise.noise_to_signal(rounds=settings.rounds, num_parameters=most_released(settings, networks))
+    return metrics.SitePrivacy(**dict(told), noise=noise.noise, noise_to_signal=ratio, sites=noise.sites)
 
 
 def _chooser(settings: Simulation) -> Choose:

@@ -108,12 +108,22 @@ Answer = SiteUpdate | SiteFailure
 
 
 @dataclass(frozen=True, slots=True)
+class SiteLevel:
+    """What a federation has spent, by then and over all its runs, of the privacy of each site as a whole."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """How much each site counted in one round: by site and network, its share of that network's step, in [0, 1]."""
 
     shares: Mapping[str, Mapping[str, float]]
     planned: Mapping[str, Mapping[str, float]]
     """The shares if every site that was ever heard of had taken part, and none had been left out."""
+    site_level: SiteLevel | None = None
+    """Only under ``privacy=site``; then nobody but the coordinator may see the shares."""
 
 
 @dataclass(frozen=True, slots=True)

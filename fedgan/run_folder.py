@@ -12,7 +12,7 @@ model/                  the model for ``fed-client map``: the last kept round un
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,7 +25,7 @@ from fedgan.errors import RunFolderError
 from fedgan.federated.memory import FolderMemory, own_of
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, Contribution, GlobalModel, SiteFailure, SiteUpdate, Weights
-from fedgan.results.metrics import Round
+from fedgan.results.metrics import Round, SiteLevel
 
 BEST = ("pixel_ap", "image_auroc")
 """Figures by which rounds are scored, the first that sites have: of maps, or of scans where no site has masks."""
@@ -120,6 +120,7 @@ class RunFolder:
             privacy={update.site: found for update in updates if (found := _named("privacy/", update.metrics))},
             shares={site: dict(of_site) for site, of_site in contribution.shares.items()},
             planned_shares={site: dict(of_site) for site, of_site in contribution.planned.items()},
+            site_level=SiteLevel(**asdict(told)) if (told := contribution.site_level) else None,
         )
         self._began = now
         self._write_history((*self.history, entry))

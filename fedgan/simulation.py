@@ -12,6 +12,7 @@ from fedgan.cohort.manifest import load_cohorts as read_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import read
 from fedgan.errors import CohortError, SettingsError
+from fedgan.federated.central import NoisyFedAvg
 from fedgan.federated.coordinator import Federation, Plan, run_rounds, score_last
 from fedgan.federated.site import Site
 from fedgan.federated.spool import Spool
@@ -21,7 +22,17 @@ from fedgan.privacy.build import simulated_ledger
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.reading import figures_of
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import AgreedScans, GanFedAvg, ManifestData, PatientPrivacy, PhantomData, Run, Simulation
+from fedgan.settings import (
+    AgreedScans,
+    GanFedAvg,
+    ManifestData,
+    NoPrivacy,
+    PatientPrivacy,
+    PhantomData,
+    Run,
+    Simulation,
+    SitePrivacy,
+)
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -210,15 +221,17 @@ def train_in_folder(
     *,
     terms: str = "",
     watcher: Watcher | None = None,
+    accounts: Path | None = None,
 ) -> None:
     """Train from the folder's last kept round (or untrained networks) until the settings' end, and score the last.
 
-    Each task carries the ``terms``.
+    Each task carries the ``terms``. In ``accounts``, or else in the run's folder, the coordinator keeps its ledger.
 
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
         RunFolderError: a round cannot be kept.
         SettingsError: the model to start from is no longer there.
+        BudgetExhausted, LedgerError: not even one round can be charged to the coordinator's ledger.
     """
 
     def keep(model: GlobalModel, answers: Sequence[Answer], contribution: Contribution) -> None:
@@ -227,10 +240,12 @@ def train_in_folder(
             watcher.round(model.round, folder.score_of(model.round - 1))
 
     def enough() -> bool:
+        if isinstance(aggregation, NoisyFedAvg) and folder.history:
+            return not aggregation.affords(folder.history[-1].round)
         return settings.patience is not None and folder.stalled(settings.patience)
 
     model = folder.latest() or first_model(settings)
-    aggregation = aggregation_in(settings, networks_for(settings))
+    aggregation = aggregation_in(settings, networks_for(settings), accounts=accounts or folder.path)
     plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if folder.score_of(model.round) is None:
@@ -248,6 +263,8 @@ def train_in_process(settings: Simulation, arm: Arm, folder: RunFolder, watcher:
     if arm.kind != "federated" and isinstance(settings.aggregation, GanFedAvg):  # one model, whoever shares it
         whole = {"share": "both", "generator_every": None, "discriminator_every": None}
         settings = settings.model_copy(update={"aggregation": settings.aggregation.model_copy(update=whole)})
+    if arm.kind != "federated" and isinstance(settings.privacy, SitePrivacy):  # nothing leaves the one site
+        settings = settings.model_copy(update={"privacy": NoPrivacy(kind="none")})
     settings = settings.model_copy(update={"local_steps": arm.local_steps, "quorum": arm.quorum})
     networks = networks_for(settings, choose_device(settings.device))
     sites = [

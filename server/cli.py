@@ -109,7 +109,7 @@ def _add_runs(commands: Commands, shared: argparse.ArgumentParser) -> None:
     running.set_defaults(command=_run)
 
     planning = commands.add_parser(
-        "plan", help="say what privacy=patient takes: noise, and for how many patients it is"
+        "plan", help="say what privacy=patient, or site, takes: noise, and for how many patients or sites it is"
     )
     planning.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run")
     planning.set_defaults(command=_plan, home=None)

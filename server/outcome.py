@@ -8,7 +8,15 @@ from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import dump
 from fedgan.federated.site import load_weights
 from fedgan.gan.build import drawing_of, num_parameters
-from fedgan.outcome import choose_examples, choose_round, how_it_ended, up_to, write_maps
+from fedgan.outcome import (
+    choose_examples,
+    choose_round,
+    how_it_ended,
+    site_privacy_of,
+    told_of_sites,
+    up_to,
+    write_maps,
+)
 from fedgan.records import GlobalModel
 from fedgan.results.contribution import contributions
 from fedgan.results.metrics import Metrics
@@ -32,7 +40,7 @@ def conclude(settings: Deployment, folder: RunFolder) -> Metrics:
     chosen, chosen_by = choose_round(settings, folder)
     model = folder.kept(chosen)
     made_by = contributions(up_to(chosen, folder))
-    folder.release(model, contributions={site: part.model_dump() for site, part in made_by.items()})
+    folder.release(model, **told_of_sites(settings, folder, chosen))
     metrics = Metrics(
         name=folder.path.name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,6 +51,7 @@ def conclude(settings: Deployment, folder: RunFolder) -> Metrics:
         sites={site: {} for site in made_by},
         num_parameters=num_parameters(networks_for(settings)),
         ended=how_it_ended(settings, folder),
+        site_privacy=site_privacy_of(settings, folder),
         chosen_round=chosen,
         chosen_by=chosen_by,
         rounds=folder.history,

@@ -1,13 +1,13 @@
-"""Before a private run: what the settings' epsilon takes, and for how many patients it makes sense."""
+"""Before a private run: what the settings' epsilon takes, and for how many patients or sites it makes sense."""
 
 from collections.abc import Sequence
 
-from fedgan.assembly import networks_for
+from fedgan.assembly import most_released, networks_for, site_noise_in
 from fedgan.config import load
 from fedgan.errors import SettingsError
 from fedgan.privacy.build import Length
-from fedgan.privacy.telling import tell_plan
-from fedgan.settings import Deployment, PatientPrivacy
+from fedgan.privacy.telling import tell_plan, tell_site_plan
+from fedgan.settings import Deployment, PatientPrivacy, SitePrivacy
 
 
 def plan(overrides: Sequence[str]) -> Sequence[str]:
@@ -17,10 +17,15 @@ def plan(overrides: Sequence[str]) -> Sequence[str]:
         SettingsError: the settings are wrong, or ask for no privacy.
     """
     settings = load("server", Deployment, ["privacy=patient", *overrides])
-    if not isinstance(settings.privacy, PatientPrivacy):
-        raise SettingsError("privacy: nothing is promised, so that there is nothing to plan; leave privacy=none out")
     networks = networks_for(settings)
-    players = (networks.generators(), networks.critics())
-    largest = max(sum(parameter.numel() for parameter in player) for player in players)
-    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
-    return tell_plan(settings.privacy, length, num_parameters=largest)
+    noise = site_noise_in(settings, networks)
+    match settings.privacy:
+        case PatientPrivacy() as promised:
+            length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
+            players = (networks.generators(), networks.critics())
+            largest = max(sum(parameter.numel() for parameter in player) for player in players)
+            return tell_plan(promised, length, num_parameters=largest)
+        case SitePrivacy() as promised if noise:
+            released = most_released(settings, networks)
+            return tell_site_plan(promised, noise, rounds=settings.rounds, num_parameters=released)
+    raise SettingsError("privacy: nothing is promised, so that there is nothing to plan; leave privacy=none out")

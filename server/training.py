@@ -54,7 +54,12 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
         )
         try:
             train_in_folder(
-                settings, folder, federation, terms=dump(terms_of(settings)), watcher=_Releasing(home, settings, folder)
+                settings,
+                folder,
+                federation,
+                terms=dump(terms_of(settings)),
+                watcher=_Releasing(home, settings, folder),
+                accounts=home.path,
             )
         except FedganError as refusal:
             folder.write(REFUSAL, f"{refusal}\n")

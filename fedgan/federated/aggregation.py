@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from fedgan.federated.agreement import agreements, apart, remember
-from fedgan.federated.compression import Encoding, names_in, part_of, step_between, take_step
+from fedgan.federated.compression import Encoding, names_in, part_of
+from fedgan.federated.next_model import advance, next_model, parts_of
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, measure, medians
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
-from fedgan.federated.spectral import leading_vectors
 from fedgan.federated.tensors import Entry, Role, Side
-from fedgan.records import Answer, Contribution, GlobalModel, ModelStep, ScanCounts, SiteUpdate, Weights, digest_of
-
-PART = 2**16
-"""Numbers of a tensor that are combined at a time: so few that sums in float64 stay near the processor."""
-
-LOST = "lost/"
-"""What the coordinator's memory calls that of the model's steps which did not fit into their bits."""
+from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUpdate, Weights
 
 COUNTS = "counts/"
 """What the coordinator's memory calls the scan counts of each site that it has heard of."""
@@ -110,56 +104,33 @@ class GanFedAvg:
                     weights[name] = torch.stack([before + voice.delta[name] for voice in voices]).amax(dim=0)
                 case Role.VECTOR:
                     pass  # found anew once their weights have moved
-        moved: dict[str, Tensor] = {}
-        if self.model_encodings:
-            lost = {name.removeprefix(LOST): tensor for name, tensor in memory.items() if name.startswith(LOST)}
-            moved, lost = step_between(model.weights, weights, lost, self.model_encodings)
-            weights |= take_step(model.weights, moved)
-            memory |= {f"{LOST}{name}": tensor for name, tensor in lost.items()}
-        weights |= dict(self._vectors(weights))
-        step = self._step(model, weights, moved) if self.model_encodings else None
-        return GlobalModel(model.round + 1, weights, memory, step), self._contribution(voices, memory)
-
-    def _step(self, model: GlobalModel, weights: Weights, moved: Weights) -> ModelStep:
-        replaced = {
-            name: tensor
-            for name, tensor in weights.items()
-            if name not in moved and not torch.equal(tensor, model.weights[name])
-        }
-        return ModelStep(digest_of(model.weights), moved, replaced)
+        after = next_model(model, weights, memory, self.entries, self.model_encodings)
+        return after, self._contribution(voices, memory)
 
     def _advance(
         self, name: str, model: GlobalModel, voices: Sequence[_Voice], move: Move
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a tensor moved by what the sites agree on, and what to remember of it; who cannot train it is out."""
-        before, side = model.weights[name].reshape(-1), self.entries[name].side
-        after = before.clone()
-        kept = {
-            key: model.memory[key].clone() if key in model.memory else torch.full_like(before, first)
-            for key, first in ((f"{what}/{name}", first) for what, first in move.remembers.items())
-        }
-        for span, of_voice in self._spans(name, model.weights[name], voices):
-            heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
-            for start in range(span.start, span.stop, PART) if heard else ():
-                part = slice(start, min(start + PART, span.stop))
-                parts = [part_of(voice.delta, name, part) for voice, _ in heard]
-                agreed = self.rule(parts, [share * voice.factor[side] for voice, share in heard])
-                step, *remembered = move(agreed, *(tensor[part].double() for tensor in kept.values()))
-                after[part] = before[part] + step
-                for tensor, new in zip(kept.values(), remembered, strict=True):
-                    tensor[part] = new
-        return after.view_as(model.weights[name]), kept
+        return advance(name, model, move, self._agreed(name, model.weights[name], voices))
 
-    def _spans(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[slice, list[float]]]:
+    def _agreed(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[slice, Tensor]]:
+        side = self.entries[name].side
+        for span, of_voice in self._spans(name, before, voices):
+            heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
+            for part in parts_of(span) if heard else ():
+                parts = [part_of(voice.delta, name, part) for voice, _ in heard]
+                yield part, self.rule(parts, [share * voice.factor[side] for voice, share in heard])
+
+    def _spans(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[range, list[float]]]:
         """Yield the parts of a flat tensor that have shares of their own: all of it, or the row of each disease."""
         entry = self.entries[name]
         if not entry.by_disease:
-            yield slice(0, before.numel()), self._shares(entry.network, voices)
+            yield range(before.numel()), self._shares(entry.network, voices)
             return
         length = before.numel() // len(before)
         for row in range(len(before)):
             counts = [voice.driven[entry.network] and voice.counts.by_disease[row] for voice in voices]
-            yield slice(row * length, (row + 1) * length), shares(counts, self.share_rule)
+            yield range(row * length, (row + 1) * length), shares(counts, self.share_rule)
 
     def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
         return shares([voice.driven[network] for voice in voices], self.share_rule)
@@ -191,14 +162,6 @@ class GanFedAvg:
             pooled = pooled.clamp_min(0)
         return pooled.to(before[name].dtype)
 
-    def _vectors(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
-        """Yield the spectral-norm vectors of weights that have just moved, and of those that never have."""
-        for name, entry in self.entries.items():
-            if entry.normalises and name.endswith("u"):
-                left, right = leading_vectors(weights[entry.normalises], entry.axis, weights[name])
-                yield name, left
-                yield f"{name.removesuffix('u')}v", right
-
     def _voices(self, ordered: Sequence[SiteUpdate]) -> list[_Voice]:
         """Return what the trusted sites say."""
         trusted = ordered if self.suspects is None else self._nearest(ordered, self.suspects)
@@ -220,9 +183,7 @@ class GanFedAvg:
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
         for name in names_in(updates[0].delta):
             if self.entries[name].role in (Role.WEIGHT, Role.AFFINE):
-                length = updates[0].delta[name].numel()
-                for start in range(0, length, PART):
-                    span = slice(start, min(start + PART, length))
+                for span in parts_of(range(updates[0].delta[name].numel())):
                     part = torch.stack([part_of(update.delta, name, span) for update in updates]).double()
                     products += part @ part.T
         squares = products.diagonal()

@@ -1,11 +1,13 @@
 """From settings to how a run's updates are combined."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 from fedgan import settings as asked
-from fedgan.errors import SettingsError
+from fedgan.errors import ModelError, SettingsError
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
+from fedgan.federated.central import NoisyFedAvg
 from fedgan.federated.compression import Encoding
 from fedgan.federated.coordinator import Aggregation
 from fedgan.federated.rules import Rule, median, trimmed_mean, weighted_mean
@@ -14,6 +16,7 @@ from fedgan.federated.shares import ShareRule
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.tensors import Entry, Role, Side, entries
 from fedgan.gan.method import Method
+from fedgan.privacy.central import SiteAccount
 from fedgan.records import ScanCounts
 
 
@@ -23,20 +26,34 @@ def build_aggregation(
     method: Method,
     sharing: Sharing,
     compress: asked.Compression,
+    account: SiteAccount | None = None,
 ) -> Aggregation:
-    """Return what combines the updates of ``method``'s networks.
+    """Return what combines the updates of ``method``'s networks, under noise if there is an ``account`` to charge.
 
     Raises:
-        ModelError: a tensor of the networks is of no known kind.
+        ModelError: a tensor of the networks is of no known kind, or one that noise cannot hide.
     """
     found = entries(method)
     if settings.kind == "fedavg":
         return FedAvg(found)
+    encodings = build_encodings(compress, method)
+    model_encodings = _encodings(found, generator=compress.model, critic=compress.model)
+    if account:
+        return NoisyFedAvg(
+            entries=found,
+            follows=follows(found, method),
+            sharing=sharing,
+            account=account,
+            encodings=encodings,
+            model_encodings=model_encodings,
+            move=_move(optimizer),
+            average_decay=settings.average_decay,
+        )
     return GanFedAvg(
         entries=found,
         sharing=sharing,
-        encodings=build_encodings(compress, method),
-        model_encodings=_encodings(found, generator=compress.model, critic=compress.model),
+        encodings=encodings,
+        model_encodings=model_encodings,
         driven_by=method.driven_by,
         share_rule=ShareRule(settings.exponent, settings.cap, settings.floor),
         rule=_rule(settings),
@@ -47,6 +64,24 @@ def build_aggregation(
         move=_move(optimizer),
         average_decay=settings.average_decay,
     )
+
+
+def follows(found: Mapping[str, Entry], method: Method) -> Mapping[str, str]:
+    """Return which trained tensor each one of a moving average follows.
+
+    Raises:
+        ModelError: norms keep running statistics, which would have to be released too.
+    """
+    if any(entry.role is Role.STATISTIC for entry in found.values()):
+        raise ModelError(
+            "privacy=site: norms of this model keep running statistics, which no noise hides; give another"
+        )
+    averages = method.averages()
+    return {
+        name: f"{averages[entry.network]}{name.removeprefix(entry.network)}"
+        for name, entry in found.items()
+        if entry.role is Role.AVERAGE
+    }
 
 
 def build_sharing(
@@ -79,6 +114,17 @@ def build_sharing(
             if entry.network in trained - shared or (entry.network in shared and entry.role in local)
         ),
     )
+
+
+def trained_alone(sharing: Sharing, method: Method) -> Sharing:
+    """Return the same sharing without what is no weight, or is made of weights: moving averages, vectors, counters.
+
+    Raises:
+        ModelError: a tensor of the networks is of no known kind.
+    """
+    found = entries(method)
+    trained = {name for name, entry in found.items() if entry.role in (Role.WEIGHT, Role.AFFINE)}
+    return replace(sharing, every={name: rounds for name, rounds in sharing.every.items() if name in trained})
 
 
 def build_encodings(settings: asked.Compression, method: Method) -> Mapping[str, Encoding]:

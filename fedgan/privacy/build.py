@@ -1,12 +1,14 @@
-"""From settings to how a private run draws, clips and adds noise: the same at the coordinator and at every site."""
+"""From settings to how a private run draws, clips, adds noise and keeps account, wherever that is done."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgan.privacy.central import SiteNoise
 from fedgan.privacy.dp_sgd import Mechanism
 from fedgan.privacy.ledger import Ledger
 from fedgan.privacy.plan import Draws, noise_for
-from fedgan.settings import PatientPrivacy
+from fedgan.settings import PatientPrivacy, SitePrivacy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +50,30 @@ def simulated_ledger(settings: PatientPrivacy, *, site: str, folder: Path) -> Le
         anchor=folder / "ledger.anchor",
         site=site,
         ceiling=settings.ceiling or settings.epsilon,
+        delta=settings.delta,
+    )
+
+
+def build_site_noise(settings: SitePrivacy, *, releases: int) -> SiteNoise:
+    """Return the noise with which so many mean steps of a player, of a whole run, cost the settings' epsilon.
+
+    Raises:
+        SettingsError: no noise is enough.
+    """
+    return SiteNoise(
+        noise=noise_for(settings.epsilon, delta=settings.delta, draws=Draws(1, 1, releases)),
+        clips={"generator": settings.generator_clip, "critic": settings.discriminator_clip},
+        sites=settings.sites,
+        weights=settings.weights or {},
+    )
+
+
+def coordinators_ledger(settings: SitePrivacy, folder: Path) -> Ledger:
+    """Return the coordinator's own account, in ``folder``, of all runs that are charged there."""
+    return Ledger(
+        folder / "privacy" / "ledger.sqlite",
+        anchor=folder / "ledger.anchor",
+        site=None,
+        ceiling=math.inf if settings.ceiling is None else settings.ceiling,
         delta=settings.delta,
     )

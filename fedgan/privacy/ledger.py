@@ -4,7 +4,7 @@ A charge is written before the first gradient is computed, and stays whatever ha
 and never hides it. Lines are only ever added, each carrying the SHA-256 of the one before; the newest is also named by
 an anchor, a small file elsewhere, which tells a ledger that was put back to an older state, changed, or deleted. Both
 lie outside of any run's folder. Whoever can write both can forge both: that the epsilon which a site reports never
-falls is for the coordinator to see.
+falls is for the coordinator to see. The coordinator's own account, see ``fedgan.privacy.central``, is kept likewise.
 """
 
 import hashlib
@@ -46,6 +46,7 @@ class Charge:
     model: str
     """Digest of the weights that the site received."""
     releases: Releases
+    mechanism: str = "dp-sgd, one patient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,18 @@ class Line:
 class Ledger:
     """One site's account, in one SQLite file; several processes may hold it, and one at a time can spend."""
 
-    def __init__(self, path: Path, *, anchor: Path, site: str, ceiling: float, delta: float) -> None:
+    def __init__(self, path: Path, *, anchor: Path, site: str | None, ceiling: float, delta: float) -> None:
         """Open the ledger at ``path``, which the first charge begins.
 
         Args:
             path: the ledger's file, in a folder for it alone.
             anchor: the file that names the ledger's newest line; best on another disk.
-            site: whose it is.
+            site: whose it is; None for the coordinator's own.
             ceiling: the largest epsilon that may ever be spent, in all federations together.
             delta: at which epsilon is told.
         """
-        self.path, self.anchor, self.site = path, Anchor(anchor), site
+        self.path, self.anchor = path, Anchor(anchor)
+        self.whose = "the coordinator" if site is None else f"site {site}"
         self.ceiling, self.delta = ceiling, delta
 
     def reserve(self, charge: Charge) -> int:
@@ -121,8 +123,8 @@ class Ledger:
             lines = self._lines(database)
             charged = next((line for line in lines if line.number == number and line.settles is None), None)
             if charged is None:
-                raise LedgerError(f"site {self.site}: its ledger has no charge {number}; settle what was reserved")
-            charge = Charge(charged.federation, charged.round, sent, _releases(charged))
+                raise LedgerError(f"{self.whose}: its ledger has no charge {number}; settle what was reserved")
+            charge = Charge(charged.federation, charged.round, sent, _releases(charged), charged.mechanism)
             _append(database, replace(self._next(lines, charge, epsilon=lines[-1].epsilon), settles=number))
         self._drop_anchor()
 
@@ -164,7 +166,7 @@ class Ledger:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             federation=charge.federation,
             round=charge.round,
-            mechanism="dp-sgd, one patient",
+            mechanism=charge.mechanism,
             rate=float(charge.releases.rate),
             noise=float(charge.releases.noise),
             steps=charge.releases.count,
@@ -177,7 +179,7 @@ class Ledger:
 
     def _refusal(self, spent: float, after: float) -> str:
         return (
-            f"site {self.site}: of epsilon {self.ceiling:g} at delta {self.delta:g}, {spent:.3g} is spent and "
+            f"{self.whose}: of epsilon {self.ceiling:g} at delta {self.delta:g}, {spent:.3g} is spent and "
             f"{max(0.0, self.ceiling - spent):.3g} left; this round would make it {after:.3g}. The coordinator must go "
             "on without it, or ask for fewer steps or more noise; its data protection officer alone sets its ceiling"
         )
@@ -195,8 +197,8 @@ class Ledger:
                 database.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(
-                f"site {self.site}: its privacy ledger cannot be read or written ({error}); "
-                "the site must mend this before it can train"
+                f"{self.whose}: its privacy ledger cannot be read or written ({error}); "
+                "this must be mended before training goes on"
             ) from error
 
     def _lines(self, database: sqlite3.Connection) -> list[Line]:
@@ -211,8 +213,8 @@ class Ledger:
         fault = fault or self.anchor.fault_in([line.digest for line in lines])
         if fault:
             raise LedgerError(
-                f"site {self.site}: its privacy ledger cannot be trusted: {fault}. The site must put back the newest "
-                "copy of ledger and anchor; without one, its patients' budget counts as spent"
+                f"{self.whose}: its privacy ledger cannot be trusted: {fault}. It must put back the newest copy "
+                "of ledger and anchor; without one, the budget counts as spent"
             )
         return lines
 

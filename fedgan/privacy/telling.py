@@ -1,12 +1,14 @@
 """What a site's data protection officer reads: what is spent and left, and what a planned run would take."""
 
+import math
 from collections.abc import Sequence
 
 from fedgan.privacy.accounting import Releases
 from fedgan.privacy.build import Length, build_mechanism
+from fedgan.privacy.central import SiteNoise
 from fedgan.privacy.ledger import Ledger
 from fedgan.privacy.plan import Draws, noise_to_signal, smallest_cohort
-from fedgan.settings import PatientPrivacy
+from fedgan.settings import PatientPrivacy, SitePrivacy
 
 
 def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[str]:
@@ -17,7 +19,7 @@ def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[
     """
     spent = ledger.spent()
     of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
-    lines = [f"site {ledger.site}: {of}, at delta {ledger.delta:g}"]
+    lines = [f"{ledger.whose}: {of}, at delta {ledger.delta:g}"]
     lines += [f"  {name}: {epsilon:.3g} by itself" for name, epsilon in ledger.by_federation().items()]
     charged = [line for line in ledger.lines() if line.settles is None]
     if one_round is None and charged:
@@ -53,4 +55,24 @@ def tell_plan(settings: PatientPrivacy, length: Length, *, num_parameters: int) 
         "  no number of patients makes sense of it: draw more at once, train fewer parameters, or spend more"
         if enough is None
         else f"  sensible from about {enough} training patients a site with draws of {settings.patients}",
+    ]
+
+
+def tell_site_plan(settings: SitePrivacy, noise: SiteNoise, *, rounds: int, num_parameters: int) -> Sequence[str]:
+    """Return in lines what the settings' epsilon at site level takes over a run, and for how many sites it is.
+
+    Args:
+        settings: what is to be promised.
+        noise: which keeps that.
+        rounds: of the run.
+        num_parameters: of the larger player, as far as they leave a site.
+    """
+    ratio = noise.noise_to_signal(rounds=rounds, num_parameters=num_parameters)
+    enough = math.ceil(noise.noise * math.sqrt(num_parameters / rounds))
+    return [
+        f"site-level epsilon {settings.epsilon:g} at delta {settings.delta:g} over {rounds} rounds, of no patient",
+        f"  noise: {noise.noise:.3g} times the most by which one of {settings.sites} sites can move a player",
+        f"  noise beside the longest signal there can be: {ratio:.3g} times",
+        f"  sensible from about {enough} sites that count alike"
+        + ("" if settings.sites >= enough else "; with so few, one site hides only where nothing is learned"),
     ]

@@ -91,6 +91,25 @@ class Comparison(_Frozen):
     """Share of resamplings in which the federated arm is better."""
 
 
+class SiteLevel(_Frozen):
+    """What is promised to each site as a whole, of who sees the models but not the coordinator; to no patient."""
+
+    epsilon: Annotated[float, Field(ge=0)]
+    """Of all the federation's runs that promise it, together: the site-level epsilon."""
+    delta: Share
+
+
+class SitePrivacy(SiteLevel):
+    """What the promise took in this run."""
+
+    noise: Annotated[float, Field(gt=0)]
+    """Standard deviation, in multiples of the most by which one site can move a player's mean step."""
+    noise_to_signal: Annotated[float, Field(gt=0)]
+    """Length of all of the run's noise beside the longest signal that there can be, of the larger player."""
+    sites: int
+    """Expected; what steps were divided by."""
+
+
 class Round(_Frozen):
     """What was kept of one round."""
 
@@ -117,6 +136,8 @@ class Round(_Frozen):
 
     privacy: dict[str, dict[str, float]] = {}
     """Site to the ``epsilon`` that it has spent by then, over all its runs; empty in a run that promises nothing."""
+    site_level: SiteLevel | None = None
+    """What the federation has spent by then; null in a run that promises nothing to sites."""
 
 
 class SiteContribution(_Frozen):
@@ -153,6 +174,8 @@ class Metrics(_Frozen):
     """Network to number of trainable parameters."""
     ended: str
     """After which round the training ended, and why there if it ended early, in words."""
+    site_privacy: SitePrivacy | None = None
+    """What the run promises to each site; null if nothing."""
     chosen_round: int
     """Round whose model is the result."""
     chosen_by: str

@@ -22,7 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from fedgan.atomic import write_atomically
 from fedgan.errors import ForeignKey, ForeignRelease, OlderRelease, TamperedRelease
 from fedgan.model_files import WEIGHTS, digest
-from fedgan.results.metrics import SiteContribution
+from fedgan.results.metrics import SiteContribution, SiteLevel
 from fedgan.settings import Name, SiteName
 
 CARD, SIGNATURE = "card.json", "card.sig"
@@ -51,6 +51,8 @@ class Lineage(_Frozen):
     """Each site's part in it: the rounds up to this one."""
     epsilon: dict[SiteName, float | None]
     """Privacy that the run has cost each site's patients so far; null where it trained without such a promise."""
+    site_level: SiteLevel | None = None
+    """What is promised to each site as a whole; then the card does not tell who took part, nor how any site scored."""
     metrics: dict[str, float]
     """Mean over sites of each validation figure of this model; empty where none has scored it yet."""
     drawing: dict[str, Any]

@@ -44,7 +44,9 @@ def lineage_of(
         RunFolderError: the run's settings are not there.
     """
     made = [entry for entry in folder.history if entry.round <= number]
-    scores = [scored for entry in made if entry.round == number for scored in entry.validation.values()]
+    site_level = made[-1].site_level if made else None
+    told = made if site_level is None else []
+    scores = [scored for entry in told if entry.round == number for scored in entry.validation.values()]
     try:
         settings = digest(folder.path / "config.yaml")
     except OSError as error:
@@ -54,8 +56,9 @@ def lineage_of(
         rounds=rounds,
         chosen=chosen,
         settings=settings,
-        sites=contributions(made),
-        epsilon={**dict.fromkeys(contributions(made)), **epsilon},
+        sites=contributions(told),
+        epsilon={**dict.fromkeys(contributions(told)), **epsilon},
+        site_level=site_level,
         metrics={name: fmean(found[name] for found in scores if name in found) for found in scores for name in found},
         drawing={**folder.card, **drawing},
     )

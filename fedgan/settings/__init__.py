@@ -11,7 +11,7 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, LossWeights, TagGAN
-from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy, SitePrivacy
 from fedgan.settings.run import Aggregation, Model, Privacy, Run, ServerOptimizer, Terms, Training
 from fedgan.settings.simulation import Data, Simulation
 from fedgan.settings.types import Name, SiteName
@@ -42,6 +42,7 @@ __all__ = [
     "ServerOptimizer",
     "Simulation",
     "SiteName",
+    "SitePrivacy",
     "Size",
     "TagGAN",
     "Terms",

@@ -15,12 +15,12 @@ from fedgan.settings.federation import (
     ServerMomentum,
 )
 from fedgan.settings.model import SAGAN, TagGAN
-from fedgan.settings.privacy import NoPrivacy, PatientPrivacy
+from fedgan.settings.privacy import NoPrivacy, PatientPrivacy, SitePrivacy
 from fedgan.settings.types import Count, Frozen, Name
 
 Model = Annotated[TagGAN | SAGAN, Field(discriminator="kind")]
 Aggregation = Annotated[GanFedAvg | FedAvg, Field(discriminator="kind")]
-Privacy = Annotated[NoPrivacy | PatientPrivacy, Field(discriminator="kind")]
+Privacy = Annotated[NoPrivacy | PatientPrivacy | SitePrivacy, Field(discriminator="kind")]
 ServerOptimizer = Annotated[NoServerOptimizer | ServerMomentum | ServerAdam, Field(discriminator="kind")]
 
 
@@ -40,7 +40,7 @@ class Training(Frozen):
     aggregation: Aggregation
     compress: Compression
     privacy: Privacy
-    """What is promised to each patient."""
+    """What is promised to each patient, or to each site."""
 
     @property
     def own_generators(self) -> bool:
@@ -53,6 +53,19 @@ class Training(Frozen):
         if isinstance(self.privacy, PatientPrivacy) and shares != "both":
             msg = "privacy=patient needs aggregation.share=both: what stays at a site has learned of the same patients"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _each_site_counts_by_itself(self) -> Self:
+        told = self.aggregation
+        if isinstance(self.privacy, SitePrivacy):
+            plain = isinstance(told, GanFedAvg) and told.rule == "mean" and told.clip is None and told.share != "none"
+            if not plain:
+                msg = (
+                    "privacy=site needs aggregation=gan_fedavg with rule=mean, clip=null, and share other than none: "
+                    "otherwise one site could move more than the noise hides"
+                )
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -108,8 +121,8 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _private_runs_end_with_the_last(self) -> Self:
-        if isinstance(self.privacy, PatientPrivacy) and self.select != "last":
-            msg = "privacy=patient needs select=last: a choice by validation patients would tell of them"
+        if not isinstance(self.privacy, NoPrivacy) and self.select != "last":
+            msg = f"privacy={self.privacy.kind} needs select=last: a choice by validation patients would tell of them"
             raise ValueError(msg)
         return self
 

@@ -60,6 +60,7 @@ def test_the_default_allows_a_usual_task(site_home, terms):
         ({}, ["model=sagan", "model.critic=patch", "model.blocks=17"], ModelRefused),
         ({"diseases": ["pneumonia"]}, [], DiseaseRefused),
         ({"privacy": {"epsilon": 8.0, "delta": 1e-5}}, [], PrivacyRefused),
+        ({"privacy": {"epsilon": 8.0, "delta": 1e-5}}, ["privacy=site"], PrivacyRefused),
     ],
 )
 def test_what_the_policy_does_not_allow_is_refused(site_home, terms, changes, overrides, refusal):
