@@ -21,7 +21,16 @@ from fedgan.privacy.build import simulated_ledger
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
 from fedgan.results.reading import figures_of
 from fedgan.run_folder import BEST, RunFolder
-from fedgan.settings import AgreedScans, GanFedAvg, ManifestData, PatientPrivacy, PhantomData, Run, Simulation
+from fedgan.settings import (
+    AgreedScans,
+    GanFedAvg,
+    ManifestData,
+    NoPrivacy,
+    PatientPrivacy,
+    PhantomData,
+    Run,
+    Simulation,
+)
 from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
@@ -209,7 +218,7 @@ def train_in_folder(
 ) -> None:
     """Train from the folder's last kept round (or untrained networks) until the settings' end, and score the last.
 
-    Each task carries the ``terms``.
+    A private run's sites send no scores. Each task carries the ``terms``.
 
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
@@ -229,7 +238,7 @@ def train_in_folder(
     aggregation = aggregation_in(settings, untrained)
     plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
-    if folder.score_of(model.round) is None:
+    if isinstance(settings.privacy, NoPrivacy) and folder.score_of(model.round) is None:
         if model.round < settings.rounds:
             folder.audit.record("stopped early", round=model.round, rounds=settings.rounds, patience=settings.patience)
         folder.note_validation(model.round, score_last(model, federation, terms))
