@@ -1,4 +1,4 @@
-"""A private run between three hospitals, of which one has hardly any privacy left to spend: real processes, real TLS."""
+"""A private run between three hospitals, one with hardly any privacy left to spend: real processes, real TLS."""
 
 import json
 import time
@@ -110,7 +110,7 @@ def test_the_report_says_who_halted_and_what_each_site_has_spent(trained):
     folder, _, _ = trained
 
     report = (folder / "federation/runs/private/report.html").read_text(encoding="utf-8")
-    assert f"BudgetExhausted {ROUNDS - 1}×" in report
+    assert f"BudgetExhausted {ROUNDS - 1}" in report
     assert "Privacy spent" in report
     assert all(f"{ledger_at(folder, site).spent():.4g}" in report for site in SITES)
 
