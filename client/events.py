@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+WHY = "logs/worker.log says why"
+
+EXPLAINED = {"BudgetExhausted": "the privacy budget is exhausted; fed-client privacy says what is spent and left"}
+"""Refusals that the site's people must understand without a log."""
+
 
 class Events:
     """The lines that were added to the audit since it was last asked."""
@@ -42,4 +47,4 @@ class Events:
                 yield f"refused code that the policy does not approve (SHA-256 {event['bundle']})"
             case "refused":
                 self._rounds.pop(number, None)
-                yield f"task {number}: refused ({event['reason']}); logs/worker.log says why"
+                yield f"task {number}: refused ({event['reason']}); {EXPLAINED.get(event['reason'], WHY)}"

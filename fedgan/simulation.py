@@ -225,7 +225,8 @@ def train_in_folder(
 ) -> None:
     """Train from the folder's last kept round (or untrained networks) until the settings' end, and score the last.
 
-    Each task carries the ``terms``. In ``accounts``, or else in the run's folder, the coordinator keeps its ledger.
+    Sites that promise privacy to patients send no scores. Each task carries the ``terms``. In ``accounts``, or else in
+    the run's folder, the coordinator keeps its ledger.
 
     Raises:
         QuorumNotMet: fewer sites than the quorum trained in a round.
@@ -248,7 +249,7 @@ def train_in_folder(
     aggregation = aggregation_in(settings, networks_for(settings), accounts=accounts or folder.path)
     plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
-    if folder.score_of(model.round) is None:
+    if not isinstance(settings.privacy, PatientPrivacy) and folder.score_of(model.round) is None:
         if model.round < settings.rounds:
             folder.audit.record("stopped early", round=model.round, rounds=settings.rounds, patience=settings.patience)
         folder.note_validation(model.round, score_last(model, federation, terms))

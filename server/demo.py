@@ -4,8 +4,6 @@ Three phantom sites are invited, enrolled and approved over real TLS, they train
 and one of them draws a map with it. Every command is shown as it is given.
 """
 
-# ruff: noqa: S603 - the commands are our own, written below
-
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from fedgan.processes import flower_environment, free_port, process_group, tail_
 from server.home import Home
 from server.registry import Registry
 from server.releases import releases_in
+from server.running import Tail
 
 SITES = ("A", "B", "C")
 
@@ -33,6 +32,9 @@ SETTINGS = ("name=demo", "quorum=3", "local_steps=20", f"data.size={SIZE}", f"da
 
 WAIT_S = 300.0
 """For what takes seconds on a machine that has nothing else to do."""
+
+LOOK_S = 0.1
+"""Between two looks at what a command has said."""
 
 MODULES = {"fed-server": "server.cli", "fed-client": "client.cli"}
 
@@ -56,10 +58,13 @@ def demo(folder: Path, rounds: int, say: Say) -> Path:
         enrol(stage, home, SITES)
         for site in SITES:
             allow(stage, site)
+            stage.command("fed-client", "--site", site, "check")
             running.enter_context(stage.keep(f"site-{site}", "fed-client", "--site", site))
         stage.command("fed-server", f"rounds={rounds}", *SETTINGS)
         _wait(lambda: all(has_last(home, folder / f"site-{site}") for site in SITES), "the sites have the last release")
-        stage.command("fed-client", "--site", "A", "model")
+        stage.show_end("site-A")
+        for site in SITES:
+            stage.command("fed-client", "--site", site, "model")
         picture = _phantom(folder)
         stage.command("fed-client", "--site", "A", "map", picture.name)
     say(f"Everything is in {folder}; the run's report is {home.path / 'runs/demo/report.html'}")
@@ -91,25 +96,28 @@ class Stage:
             EngineFailed: it fails.
         """
         self.say(f"$ {' '.join(words)}")
-        said = []
-        with subprocess.Popen(
-            self._python(words),
-            cwd=self.folder,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            for line in process.stdout or ():
-                said.append(line.rstrip())
-                self.say(said[-1])
+        log = self.folder / "commands.log"
+        tail, going_on = Tail(log), True
+        with process_group(self._python(words), self.env, log, cwd=self.folder) as process:
+            while going_on:
+                going_on = process.poll() is None
+                for line in tail.lines():
+                    self.say(line)
+                time.sleep(LOOK_S if going_on else 0)
         if process.returncode:
-            raise EngineFailed(f"{' '.join(words)} ended with {process.returncode}; {' '.join(said[-3:])}")
+            last = " ".join(tail_of(log).splitlines()[-3:])
+            raise EngineFailed(f"{' '.join(words)} ended with {process.returncode}; {last}")
 
     def keep(self, log: str, *words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """Give a command that goes on beside the next ones, until the block ends."""
         self.say(f"$ {' '.join(words)} > {log}.log &")
         return process_group(self._python(words), self.env, self.folder / f"{log}.log", cwd=self.folder)
+
+    def show_end(self, log: str, lines: int = 4) -> None:
+        """Say the last lines of what a command that goes on has said."""
+        self.say(f"$ tail -n {lines} {log}.log")
+        for line in tail_of(self.folder / f"{log}.log").splitlines()[-lines:]:
+            self.say(line)
 
     def _python(self, words: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-P", "-m", MODULES[words[0]], *words[1:]]

@@ -176,7 +176,7 @@ class _Training:
 
     def _follow(self, number: str, run: CurrentRun) -> str:
         """Show what happens in the run until it is over, and return how it ended."""
-        log, folder = _Tail(self.folder.path / LOG), self.folder
+        log, folder = Tail(self.folder.path / LOG), self.folder
         status, next_question = "", 0.0
         while not status.startswith(OVER):
             if run.path != folder.path:
@@ -203,10 +203,11 @@ def _patiently(ask: Callable[[], Answered]) -> Answered:
     return ask()
 
 
-class _Tail:
+class Tail:
     """What is added to a log from now on."""
 
     def __init__(self, path: Path) -> None:
+        """Begin after what is in ``path`` now."""
         self._path = path
         self._at = path.stat().st_size if path.exists() else 0
 
