@@ -10,7 +10,7 @@ from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import dump, load
 from fedgan.privacy.build import coordinators_ledger
 from fedgan.results.metrics import Metrics
-from fedgan.results.release import lineage_of
+from fedgan.results.releasing import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, terms_of
 from fedgan.simulation import InProcess, open_folder, train_in_folder
