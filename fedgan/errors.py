@@ -7,6 +7,7 @@ FedganError
 ├── SiteMemoryError      the site: what it keeps from round to round cannot be written or read
 ├── LedgerError          the site's data protection officer: its privacy ledger is missing, changed or older than it was
 ├── BudgetExhausted      the coordinator, which goes on without it: a site's patients have no privacy left to spend
+├── PromiseBroken        the maintainers: an attacker learns more of patients than a private run promises
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
 │   └── ReleaseRefused   the coordinator, told by the site: a release is not to be trusted; the model before it stays
@@ -82,6 +83,10 @@ class LedgerError(FedganError):
 
 class BudgetExhausted(FedganError):
     """A round would take a site over the epsilon that it may ever spend; it is not trained, and nothing is charged."""
+
+
+class PromiseBroken(FedganError):
+    """An attack tells more of patients than a private run has promised; its model must not be given away."""
 
 
 class RunFolderError(FedganError):
