@@ -69,7 +69,7 @@ def losses_of(method: Method, patients: Sequence[Patient]) -> Tensor:
     """Return each patient's loss, the mean over ``LOOKS`` draws of chance that are the same for all: (P,) float64."""
     rng = torch.Generator()
     looks = [
-        [float(loss_of(method, patient(rng.manual_seed(look)), rng)) for look in range(LOOKS)] for patient in patients
+        [loss_of(method, patient(rng.manual_seed(look)), rng).item() for look in range(LOOKS)] for patient in patients
     ]
     return torch.tensor(looks, dtype=torch.float64).view(-1, LOOKS).mean(dim=1)
 
@@ -109,8 +109,8 @@ def guess(scores: Tensor, kept: Tensor, share: float) -> Guesses:
 def likelihood(guesses: Guesses, *, epsilon: float, delta: float) -> float:
     r"""Return the most likely that so many guesses are right of what is (epsilon, delta)-private for each patient.
 
-    :math:`P[W \geq v] + 2 m \delta \max_i P[v - i \leq W < v] / i` for v right of r guesses about m patients of one run,
-    with :math:`W \sim \mathrm{Bin}(r, 1 / (1 + e^{-\epsilon}))` (Steinke et al. 2023, arXiv:2305.08846, thm 5.2).
+    :math:`P[W \geq v] + 2 m \delta \max_i P[v - i \leq W < v] / i` for v right of r guesses about m patients in one
+    run, with :math:`W \sim \mathrm{Bin}(r, 1 / (1 + e^{-\epsilon}))` (Steinke et al. 2023, arXiv:2305.08846, thm 5.2).
 
     >>> likelihood(Guesses(10, 10, 10), epsilon=0, delta=0) == 2**-10
     True
