@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from fedgan.attacker import Coins, attack, check_promises, coins_in, in_words, without_left_out
+from fedgan.cohort.cohort import Cohort
 from fedgan.config import describe, dump, experiments, load, read
 from fedgan.errors import FedganError, RunFolderError, SettingsError
 from fedgan.flower import run_on_flower
@@ -20,6 +22,7 @@ from fedgan.model_files import digest
 from fedgan.outcome import conclude, how_it_ended, write_maps
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
+from fedgan.results.pictures import Recovered
 from fedgan.results.report import write_report
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Simulation
@@ -101,14 +104,16 @@ def _settings_of(overrides: Sequence[str], resumed: Path | None) -> tuple[Simula
 
 
 def _run(settings: Simulation, path: Path, console: Console) -> None:
-    """Train every arm, conclude, and write what the run leaves."""
+    """Train every arm, conclude, and tell if an attacker learns more than was promised."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with console.status("reading scans"):
-        cohorts = load_cohorts(settings)
-    settings = resolve(settings, cohorts)
+        everyone = load_cohorts(settings)
+    settings = resolve(settings, everyone)
     folder = open_folder(settings, path)
     folder.write("config.yaml", dump(settings))
+    coins = coins_in(folder, everyone) if settings.tosses_coins else {}
+    cohorts = without_left_out(everyone, coins)
     folder.audit.record("run started", settings=digest(path / "config.yaml"), sites=list(cohorts))
     console.print(
         f"{settings.model.kind} at {len(cohorts)} sites ({', '.join(cohorts)}), in {path}",
@@ -122,19 +127,35 @@ def _run(settings: Simulation, path: Path, console: Console) -> None:
             _train(settings, arm, arm_folder, progress)
             trained.append((arm, arm_folder))
     with console.status("scoring and drawing"):
-        metrics, examples = conclude(settings, trained)
-        folder.write("metrics.json", metrics.model_dump_json(indent=1) + "\n")
-        write_maps(examples, path / "maps")
-        report = write_report(metrics, examples, dump(_without_paths(settings)), path)
-    folder.audit.record("run concluded", chosen_round=metrics.chosen_round)
+        metrics, report = _conclude(settings, trained, everyone, coins)
     _print_results(metrics, console)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if metrics.attacks:
+        check_promises(metrics.attacks, folder.audit)
+
+
+def _conclude(
+    settings: Simulation, trained: Sequence[tuple[Arm, RunFolder]], everyone: Mapping[str, Cohort], coins: Coins
+) -> tuple[Metrics, Path]:
+    """Write what the run leaves; return its figures and where the report is."""
+    _, folder = trained[0]
+    metrics, examples = conclude(settings, trained)
+    recovered: Sequence[Recovered] = ()
+    if settings.attack != "none":
+        found, recovered = attack(settings, folder, everyone, coins, number=metrics.chosen_round)
+        metrics = metrics.model_copy(update={"attacks": found})
+    folder.write("metrics.json", metrics.model_dump_json(indent=1) + "\n")
+    write_maps(examples, folder.path / "maps")
+    report = write_report(metrics, examples, dump(_without_paths(settings)), folder.path, recovered=recovered)
+    folder.audit.record("run concluded", chosen_round=metrics.chosen_round)
+    return metrics, report
 
 
 def _without_paths(settings: Simulation) -> Simulation:
     """Return settings to show to others: where a hospital keeps its scans is nobody's business."""
     hidden: dict[str, object] = {"root": Path("..."), "cache": None} if settings.data.kind == "manifest" else {}
-    return settings.model_copy(update={"runs": Path("..."), "data": settings.data.model_copy(update=hidden)})
+    shown = {"runs": Path("..."), "start": Path("...") if settings.start else None}
+    return settings.model_copy(update=shown | {"data": settings.data.model_copy(update=hidden)})
 
 
 def _train(settings: Simulation, arm: Arm, folder: RunFolder, progress: LiveProgress) -> None:
@@ -161,6 +182,8 @@ def _print_results(metrics: Metrics, console: Console) -> None:
         figures = (arm.overall.pixel_ap, arm.overall.best_dice, arm.overall.image_auroc)
         table.add_row(arm.name, *("-" if figure is None else f"{figure.value:.3f}" for figure in figures))
     console.print(table)
+    if metrics.attacks:
+        console.print(f"an attacker: {in_words(metrics.attacks)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ FedganError
 ├── LedgerError          who keeps it, mostly a site's data protection officer: a privacy ledger is missing or changed
 ├── BudgetExhausted      the coordinator, which goes on without it: a site's patients have no privacy left to spend;
 │                        or which ends: the sites themselves have none
+├── PromiseBroken        the maintainers: an attacker learns more of patients than a private run promises
 ├── RunFolderError       the person who runs it: the run's folder cannot be written, read or resumed
 ├── ModelError           the person who maps: the model's file is missing, damaged or of another kind
 │   └── ReleaseRefused   the coordinator, told by the site: a release is not to be trusted; the model before it stays
@@ -83,6 +84,10 @@ class LedgerError(FedganError):
 
 class BudgetExhausted(FedganError):
     """A round would take an account over the epsilon that may ever be spent; it is not trained, nothing is charged."""
+
+
+class PromiseBroken(FedganError):
+    """An attack tells more of patients than a private run has promised; its model must not be given away."""
 
 
 class RunFolderError(FedganError):

@@ -155,6 +155,52 @@ class SiteContribution(_Frozen):
     """Bytes ``to_site`` and ``from_site`` that Flower's link carried, mean of the rounds that it took part in."""
 
 
+class Membership(_Frozen):
+    """How well an attacker tells patients who were trained on from those whom a secret coin left out."""
+
+    patients: int
+    """Training patients whose coins were tossed, before the training."""
+    kept: int
+    """Of them, how many were trained on."""
+    guesses: int
+    """About how many of them it was guessed: all, or those who look most and least like it."""
+    right: int
+    auroc: Estimate | None
+    """Area under the ROC curve of the attacker's score; 0.5 is chance. Null where all were kept, or none."""
+    epsilon_at_least: float
+    """Bound from below, with 95 % confidence (Steinke et al. 2023, arXiv:2305.08846)."""
+    epsilon_promised: float | None
+    """What the site says to have spent, of all sites the most; null where nothing is promised."""
+
+
+class Inversion(_Frozen):
+    """How well a training scan is recovered from one critic step's gradient, as PSNR in dB."""
+
+    scan: str
+    """What to call it: its site and a number."""
+    plain: float
+    """From the gradient itself."""
+    private: float
+    """From the gradient as a private run releases it: clipped, with noise."""
+    mean_scan: float
+    """Of the mean of the site's other training scans, for which no gradient is needed."""
+
+
+class Attacks(_Frozen):
+    """What an attacker learns of the run's training patients."""
+
+    epsilon: float
+    """Of the run that private gradients are from: this one, or as ``configs/privacy/patient.yaml`` would have it."""
+    delta: float
+    """Of that run; at it, epsilon is bounded."""
+    noise: float
+    """Of its releases, in clipping norms."""
+    membership: dict[str, Membership]
+    """By site; ``all sites`` are guessed about as one where there are several. Empty if not tried."""
+    inversions: tuple[Inversion, ...]
+    """Of scans of one site. Empty if not tried."""
+
+
 class Metrics(_Frozen):
     """The whole of ``metrics.json``."""
 
@@ -186,3 +232,5 @@ class Metrics(_Frozen):
     arms: tuple[Arm, ...]
     controls: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
+    attacks: Attacks | None = None
+    """Null where none were asked for."""

@@ -1,5 +1,6 @@
 """Scans and disease maps as pictures for eyes; nothing is measured on them, and the page is made elsewhere."""
 
+import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,18 @@ class Example:
     mask: Tensor | None
     abnormal: bool
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A training scan beside what an attacker recovers of it; all (H, W) in [-1, 1]."""
+
+    title: str
+    scan: Tensor
+    plain: Tensor
+    """From one step's gradient."""
+    private: Tensor
+    """From the gradient as a private run releases it."""
 
 
 def overlay(scan: Tensor, disease_map: Tensor, *, height: int = 512) -> Image.Image:
@@ -96,6 +109,27 @@ def panel(example: Example, *, threshold: float | None) -> Image.Image:
     if truth is not None:
         _contour(axes, lefts[3], truth, 0.5, colors=_TRUTH, linestyles="dashed")
     return _rendered(figure)
+
+
+def recovered_panel(recovered: Recovered) -> Image.Image:
+    """Set the scan and what was recovered of it, without and with privacy, side by side on black in one window."""
+    tiles = [_grey(scan, _TILE) for scan in (recovered.scan, recovered.plain, recovered.private)]
+    width = tiles[0].shape[1]
+    lefts = [number * (width + _GAP) for number in range(len(tiles))]
+    canvas = np.zeros((_TITLE + _TILE, lefts[-1] + width, 3), np.uint8)
+    for left, tile in zip(lefts, tiles, strict=True):
+        canvas[_TITLE:, left : left + width] = tile
+    figure, axes = _drawing_on(canvas)
+    for left, title in zip(lefts, ("Scan", "Recovered without privacy", "Recovered with privacy"), strict=True):
+        axes.text(left + width / 2, _TITLE / 2, title, ha="center", va="center", **_FONT)
+    return _rendered(figure)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as an address that holds it, for a page that asks nothing of any network."""
+    file = io.BytesIO()
+    picture.save(file, format="WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _enlarged(values: Tensor, height: int, resampling: Resampling = Resampling.BILINEAR) -> Floats:

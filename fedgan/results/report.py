@@ -3,8 +3,6 @@
 The page asks nothing of any network, and the same metrics, examples and settings give the same bytes.
 """
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.ticker import MaxNLocator
+from PIL.Image import Image
 
 from fedgan.results.metrics import Arm, Comparison, Metrics, Scores
-from fedgan.results.pictures import Example, panel
+from fedgan.results.pictures import Example, Recovered, data_uri, panel, recovered_panel
 
 HEADINGS: Mapping[str, Mapping[str, str]] = {
     "All pixels": {"pixel_ap": "AP", "best_dice": "Best Dice"},
@@ -77,20 +76,28 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """An example's panel as a data URI, with its size in pixels."""
+    """A panel as a data URI, with its size in pixels."""
 
-    example: Example
+    example: Example | Recovered
     uri: str
     width: int
     height: int
 
 
-def write_report(metrics: Metrics, examples: Sequence[Example], settings_yaml: str, folder: Path) -> Path:
+def write_report(
+    metrics: Metrics,
+    examples: Sequence[Example],
+    settings_yaml: str,
+    folder: Path,
+    *,
+    recovered: Sequence[Recovered] = (),
+) -> Path:
     """Write ``report.html`` into ``folder`` and return its path.
 
     Args:
         examples: the scans to show, in order; grouped by site on the page.
         settings_yaml: the composed settings, shown as they are.
+        recovered: the scans that ``metrics.attacks`` tell of, in the same order.
 
     Without a federated arm, as where no coordinator may see a scan, there are no results on test patients.
     """
@@ -107,6 +114,7 @@ def write_report(metrics: Metrics, examples: Sequence[Example], settings_yaml: s
         validation=_charts(metrics, "validation"),
         forest=_forest(metrics.comparisons),
         pictures=_pictures(examples, federated.threshold if federated else None),
+        recovered=[_picture(each, recovered_panel(each)) for each in recovered],
         settings_yaml=settings_yaml,
     )
     path = folder / "report.html"
@@ -283,9 +291,9 @@ def _pictures(examples: Sequence[Example], threshold: float | None) -> dict[str,
     """Return the panels of each site as data URIs, sites in the order in which they first appear."""
     sites: dict[str, list[_Picture]] = {}
     for example in examples:
-        drawn = panel(example, threshold=threshold)
-        file = io.BytesIO()
-        drawn.save(file, format="WEBP", quality=90)
-        uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-        sites.setdefault(example.site, []).append(_Picture(example, uri, drawn.width, drawn.height))
+        sites.setdefault(example.site, []).append(_picture(example, panel(example, threshold=threshold)))
     return sites
+
+
+def _picture(example: Example | Recovered, drawn: Image) -> _Picture:
+    return _Picture(example, data_uri(drawn), drawn.width, drawn.height)

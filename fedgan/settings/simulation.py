@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedgan.settings.data import ManifestData, PhantomData
+from fedgan.settings.federation import GanFedAvg
 from fedgan.settings.privacy import PatientPrivacy
 from fedgan.settings.run import Run
 from fedgan.settings.types import Fraction
@@ -33,6 +34,9 @@ class Simulation(Run):
     """Resamplings of the test patients for each 95 % interval; 0 leaves the intervals out."""
     compare: bool
     """Also train the local-only and pooled arms, for the report."""
+    attack: Literal["none", "membership", "inversion", "all"]
+    """What to try on the federated model, for the report: to tell who was trained on, for which secret coins leave half
+    of the training patients out (of at most 500 a site); to see scans in gradients; or both."""
     data: Data
 
     @model_validator(mode="after")
@@ -41,6 +45,23 @@ class Simulation(Run):
             msg = "privacy=patient needs compare=false: the other arms would spend the same patients' budget again"
             raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _attacked_where_patients_are_left_out(self) -> Self:
+        if not self.tosses_coins:
+            return self
+        if self.engine != "process":
+            msg = f"attack={self.attack} needs engine=process, which leads to the same weights"
+            raise ValueError(msg)
+        if isinstance(self.aggregation, GanFedAvg) and self.aggregation.share != "both":
+            msg = f"attack={self.attack} needs aggregation.share=both: what stays at a site is not there to be attacked"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def tosses_coins(self) -> bool:
+        """Return whether patients are left out of the training, to see whether that can be told."""
+        return self.attack in ("membership", "all")
 
     @model_validator(mode="after")
     def _quorum_within_sites(self) -> Self:
