@@ -56,6 +56,6 @@ def _moved(images: Tensor, turn: Tensor, width: Tensor, height: Tensor, shift: T
     rows = [width * turn.cos(), -height * turn.sin(), shift[:, 0], width * turn.sin(), height * turn.cos(), shift[:, 1]]
     moves = torch.stack(rows, dim=1).view(len(images), 2, 3).mT
     places = affine_grid(torch.eye(2, 3)[None], [1, 1, *images.shape[2:]], align_corners=False).flatten(1, 2)
-    grid = (places @ moves[:, :2] + moves[:, 2:]).unflatten(1, images.shape[2:])
+    grid = (places @ moves[:, :2] + moves[:, 2:]).view(len(images), *images.shape[2:], 2)
     moved: Tensor = grid_sample(images + 1, grid.to(images.device), align_corners=False)
     return moved
