@@ -54,6 +54,8 @@ def _varied(images: Tensor, rng: torch.Generator) -> Tensor:
 def _moved(images: Tensor, turn: Tensor, width: Tensor, height: Tensor, shift: Tensor) -> Tensor:
     """Return ``images + 1``, so that background is 0, with each scan moved; turns in radians, shifts in half widths."""
     rows = [width * turn.cos(), -height * turn.sin(), shift[:, 0], width * turn.sin(), height * turn.cos(), shift[:, 1]]
-    grid = affine_grid(torch.stack(rows, dim=1).view(len(images), 2, 3), list(images.shape), align_corners=False)
+    moves = torch.stack(rows, dim=1).view(len(images), 2, 3).mT
+    places = affine_grid(torch.eye(2, 3)[None], [1, 1, *images.shape[2:]], align_corners=False).flatten(1, 2)
+    grid = (places @ moves[:, :2] + moves[:, 2:]).view(len(images), *images.shape[2:], 2)
     moved: Tensor = grid_sample(images + 1, grid.to(images.device), align_corners=False)
     return moved

@@ -72,8 +72,8 @@ def gradient_penalty(
     1.0
     """
     share = torch.rand(len(real), 1, 1, 1, generator=rng).to(real.device)
-    between = (share * real + (1 - share) * fake).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
+    between = (share * real + (1 - share) * fake).detach()
+    gradient = torch.func.grad(lambda scans: discriminator(scans).sum())(between)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty
 

@@ -161,7 +161,7 @@ class TagGAN(nn.Module):
     def _paste(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return the normal scans with pseudo-lesions, made up or found in the abnormal ones."""
         pasted = paste_pseudo_lesions(batch.normal, lesions=self.lesions, rng=rng)
-        if not (self.transplants and len(batch.abnormal)):
+        if not (self.transplants and len(batch.abnormal) and len(batch.normal)):
             return pasted
         with torch.no_grad():
             found = self.difference(batch.abnormal, torch.ones_like(batch.diseases))

@@ -4,8 +4,8 @@ A player's step is one release: every patient is drawn with the same probability
 gradient is clipped to norm C; normal noise of standard deviation :math:`\sigma C` is added to their sum, which is
 divided by a constant. The unit is a patient with all his scans, added or removed. What keeps this true:
 
-* A patient's loss looks at his own scans alone, whatever its terms and forward passes, and gives one gradient: there is
-  one plain backward pass for each patient, and so no hooks, and spectral norms and gradient penalties stay possible.
+* A patient's loss looks at his own scans alone, whatever its terms and forward passes, and gives one gradient, found by
+  ``fedgan.privacy.gradients`` without hooks, so that spectral norms and gradient penalties stay possible.
 * Players never share a draw, so that each release is charged by itself.
 * Draws and noise come from ``fedgan.privacy.chance``. An empty draw is a step of noise alone.
 * Spectral-norm vectors rest during a step, or the number of patients drawn would show in them.
@@ -15,7 +15,7 @@ What comes of the noisy gradients, as Adam's moments and moving averages, costs 
 tell how many were drawn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +28,7 @@ from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep, Players
 from fedgan.privacy.accounting import Releases
 from fedgan.privacy.chance import secret_normal, secret_stream, secret_uniform
+from fedgan.privacy.gradients import Loss, gradients_of
 from fedgan.records import Batch, ScanCounts
 
 Patient = Callable[[torch.Generator], Batch]
@@ -65,31 +66,31 @@ def train_privately(
 ) -> None:
     """Take local steps, which are ``mechanism.releases(steps)``; ``method`` is built for batches of one patient."""
     networks = cast("nn.Module", method).eval()
-    critics = _trained(method, players.critics)
-    generators = _trained(method, players.generators)
+    critics, generators = _trained(method, players.critics), _trained(method, players.generators)
+    of_critics, of_generators = _loss_of_critics(method, players), _loss_of_generators(method, players)
     for step in range(1, steps + 1):
         for _ in range(mechanism.critic_steps):
-            losses = (_critic_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
-            release(players.critics, critics, losses, mechanism)
+            gradients = gradients_of(of_critics, critics, drawn(patients, mechanism.rate))
+            release(players.critics, critics, gradients, mechanism)
             refresh_spectral_norms(networks)
-        losses = (_generator_loss(method, players, patient) for patient in drawn(patients, mechanism.rate))
-        release(players.generators, generators, losses, mechanism)
+        gradients = gradients_of(of_generators, generators, drawn(patients, mechanism.rate))
+        release(players.generators, generators, gradients, mechanism)
         method.follow()
         on_step(step, {})
     networks.train()
 
 
-def drawn(patients: Sequence[Patient], rate: float) -> Iterator[Patient]:
-    """Yield each patient with probability ``rate``, independently of the others: a Poisson draw."""
+def drawn(patients: Sequence[Patient], rate: float) -> Iterator[Batch]:
+    """Yield scans of each patient with probability ``rate``, independently of the others: a Poisson draw."""
     chosen = secret_uniform(len(patients)) < rate
-    return (patients[index] for index in chosen.nonzero()[:, 0].tolist())
+    return (patients[index](secret_stream()) for index in chosen.nonzero()[:, 0].tolist())
 
 
 def release(
-    optimizer: Optimizer, moved: Sequence[nn.Parameter], losses: Iterable[Tensor | None], mechanism: Mechanism
+    optimizer: Optimizer, moved: Sequence[nn.Parameter], gradients: Iterable[Tensor], mechanism: Mechanism
 ) -> None:
-    """Take a step of ``optimizer`` down the noisy sum of each loss's clipped gradient, one loss for each patient."""
-    noisy = noisy_sum((gradient_of(loss, moved) for loss in losses if loss is not None), moved, mechanism)
+    """Take a step of ``optimizer`` down the noisy sum of the patients' clipped gradients; see ``noisy_sum``."""
+    noisy = noisy_sum(gradients, moved, mechanism)
     optimizer.zero_grad(set_to_none=True)
     parts = torch.split(noisy / mechanism.patients, [parameter.numel() for parameter in moved])
     for parameter, part in zip(moved, parts, strict=True):
@@ -97,32 +98,31 @@ def release(
     optimizer.step()
 
 
-def gradient_of(loss: Tensor, moved: Sequence[nn.Parameter]) -> Tensor:
-    """Return the gradient of one patient's loss as one vector; a parameter that has no part in it counts as zero."""
-    parts = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
-    return torch.cat([part.reshape(-1) for part in parts])
+def clipped(gradients: Tensor, clip: float) -> Tensor:
+    """Return each row shortened to norm ``clip`` if it is longer, or nothing but zeros if it is not finite.
 
-
-def clipped(gradient: Tensor, clip: float) -> Tensor:
-    """Return ``gradient`` shortened to norm ``clip`` if it is longer, or nothing but zeros if it is not finite.
+    Shapes: ``gradients`` and result (..., numbers), a patient a row.
 
     >>> clipped(torch.tensor([3.0, 4.0]), 1.0).norm() <= 1
     tensor(True)
-    >>> clipped(torch.tensor([float("nan"), 1.0]), 1.0)
-    tensor([0., 0.])
+    >>> clipped(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]), 2.0)
+    tensor([[0., 0.],
+            [0., 1.]])
     """
-    norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-    if not torch.isfinite(norm):
-        return torch.zeros_like(gradient)
-    return gradient * float((clip / norm * (1 - 1e-6)).clamp(max=1))  # rounding must not lengthen it again
+    norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True, dtype=torch.float64)
+    share = (clip / norms * (1 - 1e-6)).clamp(max=1)  # rounding must not lengthen it again
+    return torch.where(norms.isfinite(), gradients * share.to(gradients.dtype), 0)
 
 
 def noisy_sum(gradients: Iterable[Tensor], moved: Sequence[nn.Parameter], mechanism: Mechanism) -> Tensor:
-    """Return the sum of the clipped ``gradients`` and of the noise; added in float64, before any rounding."""
+    """Return the sum of the clipped ``gradients`` and of the noise; added in float64, before any rounding.
+
+    Shapes: of ``gradients`` (numbers,) or (patients, numbers), of the result (numbers,): those of ``moved``.
+    """
     size = sum(parameter.numel() for parameter in moved)
     total = torch.zeros(size, device=moved[0].device)
-    for gradient in gradients:
-        total += clipped(gradient, mechanism.clip)
+    for some in gradients:
+        total += clipped(some, mechanism.clip).view(-1, size).sum(dim=0)
     noise = mechanism.noise * mechanism.clip * secret_normal(size).to(total.device)
     return (total + noise).to(total.dtype)
 
@@ -138,23 +138,22 @@ def refresh_spectral_norms(networks: nn.Module) -> None:
                 module.eval()
 
 
-def _critic_loss(method: Method, players: Players, patient: Patient) -> Tensor | None:
-    stream = secret_stream()
-    with torch.no_grad(), players.arithmetic():
-        scene = method.imagine(patient(stream), stream, for_critics=True)
-    with players.arithmetic():
-        return _sum(method.critic_terms(scene, stream))
+def _loss_of_critics(method: Method, players: Players) -> Loss:
+    def terms(batch: Batch, rng: torch.Generator) -> Iterable[Tensor]:
+        with torch.no_grad(), players.arithmetic():
+            scene = method.imagine(batch, rng, for_critics=True)
+        with players.arithmetic():
+            return method.critic_terms(scene, rng).values()
+
+    return Loss(method, terms)
 
 
-def _generator_loss(method: Method, players: Players, patient: Patient) -> Tensor | None:
-    stream = secret_stream()
-    with players.arithmetic():
-        return _sum(method.generator_terms(method.imagine(patient(stream), stream), stream))
+def _loss_of_generators(method: Method, players: Players) -> Loss:
+    def terms(batch: Batch, rng: torch.Generator) -> Iterable[Tensor]:
+        with players.arithmetic():
+            return method.generator_terms(method.imagine(batch, rng), rng).values()
 
-
-def _sum(terms: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the patient's loss, or nothing where no term can be had of his scans."""
-    return torch.stack(list(terms.values())).sum() if terms else None
+    return Loss(method, terms)
 
 
 def _trained(method: Method, optimizer: Optimizer) -> list[nn.Parameter]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedgan.gan.build import build_networks
 from fedgan.privacy.chance import secret_normal
-from fedgan.privacy.dp_sgd import Mechanism, clipped, gradient_of, noisy_sum
+from fedgan.privacy.dp_sgd import Mechanism, clipped, noisy_sum
+from fedgan.privacy.gradients import gradient_of
 from fedgan.records import Batch
 
 PROMISED = Mechanism(noise=1.0, clip=1.0, rate=1.0, patients=1)

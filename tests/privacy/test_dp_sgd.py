@@ -1,4 +1,3 @@
-import copy
 import math
 
 import pytest
@@ -10,21 +9,11 @@ from fedgan.cohort.batches import batch_of_patient, patients_of
 from fedgan.gan.build import build_networks
 from fedgan.gan.training import players_for
 from fedgan.privacy.chance import secret_normal, secret_stream, secret_uniform
-from fedgan.privacy.dp_sgd import Mechanism, clipped, drawn, gradient_of, noisy_sum, release, train_privately
+from fedgan.privacy.dp_sgd import Mechanism, clipped, drawn, noisy_sum, release, train_privately
 from fedgan.records import Batch
 from fedgan.simulation import load_cohorts
 
 CPU = torch.device("cpu")
-PRESETS = [
-    ("model=taggan",),
-    ("model=tagsagan",),
-    ("model=taggan", "model.weights.cycle=1", "model.spectral_norm=true", "model.adversarial=hinge"),
-    ("model=taggan", "model.adversarial=wgan_gp"),
-    ("model=sagan",),
-    ("model=sagan", "model.adversarial=wgan_gp"),
-    ("model=sagan_released", "data.size=64", "model.blocks=1"),
-]
-NO_NOISE = Mechanism(noise=0.0, clip=1e9, rate=1.0, patients=1.0)
 
 
 def scans(count, seed, size=32):
@@ -38,61 +27,12 @@ def patient(abnormal, normal, unlabelled, seed, size=32):
     )
 
 
-def patients(size=32):
-    """Return one of each kind: with both sides, one side, and no label."""
-    kinds = [(1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
-    return [patient(*kind, 10 * number, size) for number, kind in enumerate(kinds)]
-
-
 def networks_of(settings):
     return build_networks(settings.model, num_diseases=2, seed=0, device=CPU, one_patient=True)
 
 
 def players_of(networks):
     return players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=False)
-
-
-def loss_of(networks, batch, side, seed):
-    rng = torch.Generator().manual_seed(seed)
-    scene = networks.imagine(batch, rng)
-    terms = networks.critic_terms(scene, rng) if side == "critics" else networks.generator_terms(scene, rng)
-    return sum(terms.values()) if terms else None
-
-
-@pytest.mark.parametrize("side", ["critics", "generators"])
-@pytest.mark.parametrize("preset", PRESETS, ids=" ".join)
-def test_the_sum_is_that_of_gradients_found_patient_by_patient_each_alone(tiny, preset, side):
-    settings = tiny(*preset)
-    networks = networks_of(settings).eval()
-    batches = patients(settings.data.size)
-    moved = list(getattr(networks, side)())
-
-    losses = (loss_of(networks, batch, side, seed) for seed, batch in enumerate(batches))
-    total = noisy_sum((gradient_of(loss, moved) for loss in losses if loss is not None), moved, NO_NOISE)
-
-    alone = torch.zeros_like(total)
-    for seed, batch in enumerate(batches):
-        other = copy.deepcopy(networks)
-        loss = loss_of(other, batch, side, seed)
-        if loss is not None:
-            loss.backward()
-            parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in getattr(other, side)()]
-            alone += torch.cat([part.flatten() for part in parts])
-    assert alone.norm() > 0
-    assert (total - alone).norm() <= 1e-5 * alone.norm()
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=" ".join)
-def test_every_kind_of_patient_teaches_every_preset(tiny, preset):
-    settings = tiny(*preset)
-    networks = networks_of(settings).eval()
-    both, ill, well, unlabelled, _ = patients(settings.data.size)
-
-    for batch in (both, ill, well, unlabelled):
-        for side in ("critics", "generators"):
-            loss = loss_of(networks, batch, side, 0)
-            assert loss is not None
-            assert torch.isfinite(gradient_of(loss, list(getattr(networks, side)()))).all()
 
 
 @given(
@@ -134,7 +74,7 @@ def test_sums_are_divided_by_a_constant_whoever_is_drawn():
     descent = torch.optim.SGD([weight], lr=1.0)
     mechanism = Mechanism(noise=0.0, clip=1.0, rate=1.0, patients=10)
 
-    release(descent, [weight], (-0.5 * weight.sum() for _ in range(3)), mechanism)
+    release(descent, [weight], [torch.full((2, 1), -0.5), torch.full((1,), -0.5)], mechanism)
 
     assert weight.item() == pytest.approx(0.15)
 
@@ -149,7 +89,7 @@ def test_an_empty_draw_is_a_step_of_noise_alone():
 
 
 def test_each_patient_is_drawn_by_himself_with_the_same_probability():
-    everyone = list(range(50))
+    everyone = [lambda rng, index=index: index for index in range(50)]
 
     draws = [list(drawn(everyone, 0.2)) for _ in range(2000)]
 
