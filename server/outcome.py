@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from fedgan.assembly import networks_for
 from fedgan.cohort.phantoms import phantom_cohort
@@ -63,7 +64,7 @@ def conclude(settings: Deployment, folder: RunFolder) -> Metrics:
     examples = phantoms_by(settings, model)
     folder.write("metrics.json", metrics.model_dump_json(indent=1) + "\n")
     write_maps(examples, folder.path / "maps")
-    write_report(metrics, examples, dump(settings.model_copy(update={"runs": None})), folder.path)
+    write_report(metrics, examples, dump(_without_paths(settings)), folder.path)
     folder.audit.record("run concluded", chosen_round=chosen)
     return metrics
 
@@ -77,3 +78,7 @@ def phantoms_by(settings: Deployment, model: GlobalModel) -> list[Example]:
     networks = networks_for(settings)
     load_weights(networks, model.weights)
     return choose_examples(networks, shown.split("test"), drawing=drawing_of(settings.model), seed=settings.seed)
+
+
+def _without_paths(settings: Deployment) -> Deployment:
+    return settings.model_copy(update={"runs": None, "start": Path("...") if settings.start else None})
