@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parent
 
 ROUNDS = 10
 
-COLUMNS, ROWS = 120, 34
+COLUMNS, ROWS = 130, 34
 
 LINE_PX, LETTER_PX, MARGIN_PX = 17.0, 7.3, 14.0
 
