@@ -69,13 +69,13 @@ def coins_in(folder: RunFolder, cohorts: Mapping[str, Cohort]) -> Coins:
 
 def without_left_out(cohorts: Mapping[str, Cohort], coins: Coins) -> dict[str, Cohort]:
     """Return the cohorts without the training patients who are left out; as they are, where no coins were tossed."""
-    return {site: _without(cohort, coins.get(site, ())) for site, cohort in cohorts.items()}
+    return {site: _without(cohort, coins[site]) if coins else cohort for site, cohort in cohorts.items()}
 
 
 def _without(cohort: Cohort, coins: Sequence[bool | None]) -> Cohort:
     train = [row for row, split in enumerate(cohort.splits) if split == "train"]
     patients = patients_of(cohort.take(train))
-    left_out = {train[row] for rows, kept in zip(patients, coins, strict=False) if kept is False for row in rows}
+    left_out = {train[row] for rows, kept in zip(patients, coins, strict=True) if kept is False for row in rows}
     return cohort.take([row for row in range(len(cohort)) if row not in left_out])
 
 
