@@ -29,14 +29,11 @@ from google.protobuf.message import DecodeError
 from client.loopback import SIGNER, Loopback
 from fedgan.audit import Audit
 from fedgan.errors import EngineFailed, FedganError
-from fedgan.forward import MIB, Receive, Scope, Send, answer, forward
+from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, answer, forward
 
 FLEET = "/v1/fleet/"
 BRINGS_CODE = f"{FLEET}get-fab"
 JOINS = f"{FLEET}activate-node"
-
-MOST_BYTES = 32 * MIB
-"""Longest request or answer: Flower cuts arrays into objects of 5 MB, and a bundle of its may have 10."""
 
 START_S = 30.0
 
@@ -71,7 +68,7 @@ class Gate:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
         url = f"https://{self.coordinator}{scope['path']}"
-        status = await forward(scope, receive, send, self.client, url, most_bytes=MOST_BYTES)
+        status = await forward(scope, receive, send, self.client, url, most_bytes=MOST_FLEET_BYTES)
         self.note(status)
         return status
 

@@ -1,6 +1,5 @@
 """The site's own account of its patients' privacy: one ledger for all runs, under the policy's ceiling."""
 
-import math
 from pathlib import Path
 
 from client.policy import Policy
@@ -9,10 +8,4 @@ from fedgan.privacy.ledger import Ledger
 
 def ledger_of(site: str, home: Path, policy: Policy) -> Ledger:
     """Return the ledger in a site's ``home``, which counts at the delta and up to the epsilon that ``policy`` says."""
-    return Ledger(
-        home / "privacy" / "ledger.sqlite",
-        anchor=home / "ledger.anchor",
-        site=site,
-        ceiling=math.inf if policy.privacy.epsilon is None else policy.privacy.epsilon,
-        delta=policy.privacy.delta,
-    )
+    return Ledger.in_folder(home, site=site, ceiling=policy.privacy.epsilon, delta=policy.privacy.delta)

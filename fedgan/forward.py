@@ -19,6 +19,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MIB = 2**20
 
+MOST_FLEET_BYTES = 32 * MIB
+"""Longest request or answer of a SuperNode: Flower cuts arrays into objects of 5 MB; a bundle may have 10."""
+
 ONE_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade host expect forwarded x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip".split()

@@ -27,7 +27,7 @@ from starlette.routing import Match, Route, Router
 
 from fedgan.audit import Audit
 from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
-from fedgan.forward import MIB, Receive, Scope, Send, answer, forward
+from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, answer, forward
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
@@ -61,9 +61,6 @@ FLEET = frozenset(
 
 STRANGERS = frozenset({"/federation/enrolment", "/federation/certificate"})
 """What may be asked without a certificate: there one gets it."""
-
-MOST_FLEET_BYTES = 32 * MIB
-"""Flower cuts arrays into objects of 5 MB, and a bundle of its may have 10."""
 
 MOST_OWN_BYTES = 64 * 1024
 

@@ -6,8 +6,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgan.records import GlobalModel
 from fedgan.results.release import Lineage, Place, Release
-from fedgan.results.releasing import sign_release
+from fedgan.results.releasing import lineage_of, sign_release
+from fedgan.run_folder import RunFolder
 from server.releases import Releases
+
+
+def publish_kept(
+    releases: Releases, folder: RunFolder, number: int, key: Ed25519PrivateKey, *, rounds: int, chosen: bool
+) -> Release:
+    """Release round ``number`` of the run in ``folder``, which is of so many ``rounds``, as the next of the federation.
+
+    Raises:
+        ModelError: the round is not kept.
+        RunFolderError, ReleaseRefused: as of ``publish``.
+    """
+    lineage = lineage_of(folder, number, rounds=rounds, epsilon=folder.epsilon_spent(), chosen=chosen)
+    return publish(releases, folder.kept(number), lineage, key)
 
 
 def publish(releases: Releases, model: GlobalModel, lineage: Lineage, key: Ed25519PrivateKey) -> Release:

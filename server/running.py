@@ -23,7 +23,6 @@ from fedgan.model_files import digest
 from fedgan.processes import flower_environment, process_group, wait_until_open
 from fedgan.progress import LiveProgress
 from fedgan.results.metrics import Metrics
-from fedgan.results.releasing import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment
 from fedgan.simulation import open_folder
@@ -31,7 +30,7 @@ from server.current import CurrentRun
 from server.home import Home
 from server.nodes import EnrolledNodes
 from server.outcome import conclude
-from server.publishing import publish
+from server.publishing import publish_kept
 from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
 from server.training import LOG, REFUSAL
@@ -106,11 +105,14 @@ def carry_out(home: Home, path: Path, progress: LiveProgress, say: Say) -> Metri
         try:
             _Training(home, link, folder, settings.rounds, progress, say).train()
             metrics = conclude(settings, folder)
-            model = folder.kept(metrics.chosen_round)
-            lineage = lineage_of(
-                folder, model.round, rounds=settings.rounds, epsilon=folder.epsilon_spent(), chosen=True
+            publish_kept(
+                releases_in(home),
+                folder,
+                metrics.chosen_round,
+                signing_key(home),
+                rounds=settings.rounds,
+                chosen=True,
             )
-            publish(releases_in(home), model, lineage, signing_key(home))
         except KeyboardInterrupt:
             run.end()
             raise

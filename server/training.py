@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from fedgan.config import dump, read
 from fedgan.errors import FedganError, RunFolderError
-from fedgan.results.releasing import lineage_of
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, terms_of
 from fedgan.simulation import open_folder, train_in_folder
@@ -20,7 +19,7 @@ from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
 from server.nodes import EnrolledNodes, Returns
-from server.publishing import publish
+from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
 
 LOG, REFUSAL = "log.txt", "refusal.txt"
@@ -84,9 +83,7 @@ class _Releasing:
 
     def round(self, number: int, score: float | None) -> None:
         """Release the round that was just kept."""
-        spent = self.folder.epsilon_spent()
-        lineage = lineage_of(self.folder, number, rounds=self.settings.rounds, epsilon=spent, chosen=False)
-        publish(self.releases, self.folder.kept(number), lineage, self.key)
+        publish_kept(self.releases, self.folder, number, self.key, rounds=self.settings.rounds, chosen=False)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From settings to how a private run draws, clips, adds noise and keeps account, wherever that is done."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +44,7 @@ def build_mechanism(settings: PatientPrivacy, length: Length) -> Mechanism:
 
 def simulated_ledger(settings: PatientPrivacy, *, site: str, folder: Path) -> Ledger:
     """Return the account of a simulated site, of one run alone: what is simulated leaves no hospital."""
-    return Ledger(
-        folder / "privacy" / "ledger.sqlite",
-        anchor=folder / "ledger.anchor",
-        site=site,
-        ceiling=settings.ceiling or settings.epsilon,
-        delta=settings.delta,
-    )
+    return Ledger.in_folder(folder, site=site, ceiling=settings.ceiling or settings.epsilon, delta=settings.delta)
 
 
 def build_site_noise(settings: SitePrivacy, *, releases: int) -> SiteNoise:
@@ -70,10 +63,4 @@ def build_site_noise(settings: SitePrivacy, *, releases: int) -> SiteNoise:
 
 def coordinators_ledger(settings: SitePrivacy, folder: Path) -> Ledger:
     """Return the coordinator's own account, in ``folder``, of all runs that are charged there."""
-    return Ledger(
-        folder / "privacy" / "ledger.sqlite",
-        anchor=folder / "ledger.anchor",
-        site=None,
-        ceiling=math.inf if settings.ceiling is None else settings.ceiling,
-        delta=settings.delta,
-    )
+    return Ledger.in_folder(folder, site=None, ceiling=settings.ceiling, delta=settings.delta)

@@ -9,6 +9,7 @@ falls is for the coordinator to see. The coordinator's own account, see ``fedgan
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from fedgan.errors import BudgetExhausted, LedgerError
 from fedgan.privacy.accounting import Releases, epsilon_of
@@ -89,6 +91,17 @@ class Ledger:
         self.path, self.anchor = path, Anchor(anchor)
         self.whose = "the coordinator" if site is None else f"site {site}"
         self.ceiling, self.delta = ceiling, delta
+
+    @classmethod
+    def in_folder(cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float) -> Self:
+        """Open the ledger in its keeper's ``folder``, with its anchor; without a ``ceiling`` it only counts."""
+        return cls(
+            folder / "privacy" / "ledger.sqlite",
+            anchor=folder / "ledger.anchor",
+            site=site,
+            ceiling=math.inf if ceiling is None else ceiling,
+            delta=delta,
+        )
 
     def reserve(self, charge: Charge) -> int:
         """Write down what a round is about to spend and return the line's number; nothing may be computed before.
