@@ -76,8 +76,8 @@ class GanFedAvg:
         fitting = judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
         found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
         memory = {**model.memory, **remember(model.memory, found)}
-        refused = judge_agreement(fitting, apart(memory, found) if self.refuse_apart else set())
-        return replace(model, memory=memory), refused
+        again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
+        return replace(model, memory=memory), judge_agreement(fitting, again)
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""

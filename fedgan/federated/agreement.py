@@ -2,7 +2,8 @@
 
 Sites' steps have less and less in common as training settles, so no single round is a witness: what is looked at is
 the mean over the rounds so far of how well a site's steps agree with the second-best agreeing other site. One
-accomplice is not enough to be agreed with, and a hospital unlike most needs only two like itself.
+accomplice is not enough to be agreed with, and a hospital unlike most needs only two like itself. Sites are refused who
+were apart by the rounds before too: among few sites an honest one is, now and then, for one round.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,14 +84,16 @@ def remember(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> dict
 
 
 def apart(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> set[str]:
-    """Return the sites of this round that are apart in every player that they move and that can be judged."""
+    """Return the sites of this round that are apart in every player that they move and that can be judged.
+
+    They are judged by what the ``memory`` holds of them, with this round or without.
+    """
     verdicts: dict[str, list[bool]] = {}
     for side, of_sites in found.items():
-        means = {}
-        for site in of_sites:
-            total, rounds = memory[f"{AGREEMENT}{side.value}/{site}"].tolist()
-            means[site] = total / rounds
-        usual = median(means.values())
+        keys = {site: f"{AGREEMENT}{side.value}/{site}" for site in of_sites}
+        told = {site: memory[key].tolist() for site, key in keys.items() if key in memory}
+        means = {site: total / rounds for site, (total, rounds) in told.items()}
+        usual = median(means.values()) if len(means) >= FEWEST else 0.0
         if usual >= CLEAR:
             for site, mean in means.items():
                 verdicts.setdefault(site, []).append(mean < APART * usual)

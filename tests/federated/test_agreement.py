@@ -84,7 +84,7 @@ def test_agreements_do_not_depend_on_the_order_of_arrival(order):
     assert found == agreements([honest(site) for site in "ABCD"], ENTRIES)
 
 
-def test_a_site_that_is_apart_is_refused_and_remembered():
+def test_a_site_that_is_apart_is_remembered_and_refused_if_it_is_so_again():
     model = GlobalModel(0, {"g": torch.zeros(SIZE), "c": torch.zeros(SIZE)})
     rule = GanFedAvg(ENTRIES, lambda counts: {"g": counts.labelled, "c": counts.labelled})
     digest = digest_of(model.weights)
@@ -93,9 +93,11 @@ def test_a_site_that_is_apart_is_refused_and_remembered():
         for each in (honest("A"), honest("B"), honest("C"), attacker("flipped"))
     ]
 
-    remembering, judged = rule.judge(model, updates)
+    remembering, at_first = rule.judge(model, updates)
+    _, then = rule.judge(remembering, updates)
 
-    assert judged[3] == SiteFailure("Z", 0, "Apart")
+    assert at_first == updates
     assert "agreement/generator/Z" in remembering.memory
-    _, all_of_them = GanFedAvg(ENTRIES, rule.driven_by, refuse_apart=False).judge(model, updates)
+    assert then == [*updates[:3], SiteFailure("Z", 0, "Apart")]
+    _, all_of_them = GanFedAvg(ENTRIES, rule.driven_by, refuse_apart=False).judge(remembering, updates)
     assert all_of_them == updates
