@@ -8,16 +8,13 @@ a framework does that checks nothing.
 """
 
 import argparse
-import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
+from resumed import Line, parser_of, resume, spread
 from torch import Tensor
 
 from fedgan.assembly import aggregation_in, build_site, networks_for
@@ -152,50 +149,38 @@ def run(settings: Simulation, rule: str, attack: str) -> dict[str, object]:
     }
 
 
-def table(lines: list[dict[str, object]]) -> None:
+def table(lines: list[Line]) -> None:
     """Print the pixel AP of each rule under each attack, as Markdown: mean and standard deviation over seeds."""
     print("| rule | " + " | ".join(ATTACKS) + " |\n|---" + "|---" * len(ATTACKS) + "|")
     for rule in RULES:
-        cells = []
-        for attack in ATTACKS:
-            found = [float(str(line["pixel_ap"])) for line in lines if (line["rule"], line["attack"]) == (rule, attack)]
-            spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
-            cells.append(f"{mean(found):.3f}{spread}" if found else "-")
+        cells = [
+            spread(line["pixel_ap"] for line in lines if (line["rule"], line["attack"]) == (rule, attack))
+            for attack in ATTACKS
+        ]
         print(f"| {rule} | {' | '.join(cells)} |")
 
 
-def missing(told: argparse.Namespace, lines: list[dict[str, object]]) -> Iterator[tuple[str, str, int]]:
-    """Yield rule, attack and seed of what has no line."""
-    done = {(line["rule"], line["attack"], line["seed"]) for line in lines}
-    asked = ((rule, attack, seed) for seed in told.seeds for rule in told.rules for attack in ATTACKS)
-    yield from (entry for entry in asked if entry not in done)
+def asked(told: argparse.Namespace) -> Iterator[Line]:
+    """Yield what is to be run, seed by seed."""
+    for seed in told.seeds:
+        for rule in told.rules:
+            yield from ({"rule": rule, "attack": attack, "seed": seed} for attack in ATTACKS)
 
 
 def main() -> None:
     """Run what has no line yet, as long as there is time, and print the table of all lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="further settings, first")
+    parser = parser_of(__doc__, LINES)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--minutes", type=float, default=60, help="begin no run after this time")
-    parser.add_argument("--lines", type=Path, default=LINES)
     told = parser.parse_args()
-    until = time.monotonic() + 60 * told.minutes
-    git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    lines = [json.loads(line) for line in told.lines.read_text().splitlines()] if told.lines.exists() else []
-    for rule, attack, seed in missing(told, lines):
-        if time.monotonic() > until:
-            break
-        settings = load("simulate", Simulation, [*SETTINGS, f"seed={seed}", *RULES[rule], *told.overrides])
+
+    def run_of(entry: Line) -> Mapping[str, object]:
+        rule = str(entry["rule"])
+        chosen = [*SETTINGS, f"seed={entry['seed']}", *RULES[rule], *told.overrides]
+        settings = load("simulate", Simulation, chosen)
         torch.set_num_threads(settings.threads or 1)
-        figures = run(settings, rule, attack)
-        about = {"rule": rule, "attack": attack, "seed": seed, "commit": commit, "machine": describe_machine(settings)}
-        lines.append(about | {"date": datetime.now(UTC).isoformat(timespec="seconds")} | figures)
-        print(rule, attack, seed, figures, flush=True)
-        with told.lines.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
-    table(lines)
+        return {"machine": describe_machine(settings), **run(settings, rule, str(entry["attack"]))}
+
+    table(resume(told, asked(told), run_of))
 
 
 if __name__ == "__main__":

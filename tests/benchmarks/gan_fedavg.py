@@ -9,16 +9,15 @@ the largest spectral norm, over layers and rounds, of a discriminator's weight a
 """
 
 import argparse
-import json
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
+from resumed import Line, commit, parser_of, resume, spread
 
 from fedgan.assembly import networks_for
 from fedgan.cohort.cohort import NORMAL, Cohort
@@ -130,7 +129,7 @@ def replace_bootstrap(settings: Simulation) -> Simulation:
     return settings.model_copy(update={"bootstrap": 0})
 
 
-def table(lines: list[dict[str, object]]) -> None:
+def table(lines: list[Line]) -> None:
     """Print each arm's mean and standard deviation over seeds, as Markdown."""
     print("| data | arm | seeds | pixel AP | best Dice | image AUROC | norm | seconds |\n" + "|---" * 8 + "|")
     for data in DATA:
@@ -138,23 +137,9 @@ def table(lines: list[dict[str, object]]) -> None:
             found = [line for line in lines if (line["data"], line["arm"]) == (data, arm)]
             if found:
                 names = ("pixel_ap", "best_dice", "image_auroc", "norm")
-                cells = [_spread([line[name] for line in found if line.get(name) is not None]) for name in names]
+                cells = [spread(line.get(name) for line in found) for name in names]
                 seconds = mean(float(str(line.get("seconds", 0))) for line in found)
                 print(f"| {data} | {arm} | {len(found)} | {' | '.join(cells)} | {seconds:.0f} |")
-
-
-def _spread(values: list[object]) -> str:
-    numbers = [float(str(value)) for value in values]
-    if not numbers:
-        return "-"
-    return f"{mean(numbers):.3f}" + (f" ± {stdev(numbers):.3f}" if len(numbers) > 1 else "")
-
-
-def missing(told: argparse.Namespace, lines: list[dict[str, object]]) -> Iterator[tuple[str, str, int]]:
-    """Yield data, arm and seed of what has no line."""
-    done = {(line["data"], line["arm"], line["seed"]) for line in lines}
-    asked = ((data, arm, seed) for data in told.data for seed in told.seeds for arm in told.arms)
-    yield from (entry for entry in asked if entry not in done)
 
 
 def settings_of(told: argparse.Namespace, data: str, arm: str, seed: int) -> Simulation:
@@ -166,33 +151,23 @@ def settings_of(told: argparse.Namespace, data: str, arm: str, seed: int) -> Sim
 
 def main() -> None:
     """Run what has no line yet, as long as there is time, and print the table of all lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="further settings, first, as threads=1")
+    parser = parser_of(__doc__, LINES)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--root", type=Path, help="folder of lgg-flair-128")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["naive", "aware"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=60, help="begin no run after this time")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--lines", type=Path, default=LINES)
     told = parser.parse_args()
-    until = time.monotonic() + 60 * told.minutes
-    git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    lines = [json.loads(line) for line in told.lines.read_text().splitlines()] if told.lines.exists() else []
-    for data, arm, seed in missing(told, lines):
-        if time.monotonic() > until:
-            break
-        print(f"{data}, {arm}, seed {seed}", flush=True)
+
+    def run_of(entry: Line) -> Mapping[str, object]:
+        data, arm, seed = str(entry["data"]), str(entry["arm"]), int(str(entry["seed"]))
         settings = settings_of(told, data, arm, seed)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        figures = run(settings, told.runs / f"{data}-{arm}-{seed}-{commit}".replace(" ", "-").replace(",", ""))
-        about = {"data": data, "arm": arm, "seed": seed, "commit": commit, "machine": describe_machine(settings)}
-        lines.append(about | {"date": datetime.now(UTC).isoformat(timespec="seconds")} | figures)
-        with told.lines.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
-    table(lines)
+        path = told.runs / f"{data}-{arm}-{seed}-{commit()}".replace(" ", "-").replace(",", "")
+        return {"machine": describe_machine(settings), **run(settings, path)}
+
+    keys = product(told.data, told.seeds, told.arms)
+    asked: list[Line] = [{"data": data, "arm": arm, "seed": seed} for data, seed, arm in keys]
+    table(resume(told, asked, run_of))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ both directions, over all rounds. One line per (arm, seed, commit) is kept in ``
 what it holds is not run again; a run that was stopped is resumed.
 """
 
-import argparse
-import json
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+
+from resumed import Line, parser_of, resume, spread
 
 from fedgan.cli import main as fed_simulate
 from fedgan.results.metrics import Metrics
@@ -35,7 +33,7 @@ def run(arm: str, seed: int, runs: Path, overrides: list[str]) -> Metrics:
     return Metrics.model_validate_json((folder / "metrics.json").read_bytes())
 
 
-def line_of(arm: str, metrics: Metrics, commit: str, overrides: list[str]) -> dict[str, object]:
+def figures_of(metrics: Metrics) -> Line:
     """Return what is kept of a run: MB over all sites and rounds by direction, and the figures of the test patients."""
     carried = {
         way: sum(of_site[way] for entry in metrics.rounds for of_site in entry.traffic.values()) / 1e6
@@ -44,19 +42,14 @@ def line_of(arm: str, metrics: Metrics, commit: str, overrides: list[str]) -> di
     overall = metrics.arms[0].overall
     figures = {"pixel_ap": overall.pixel_ap, "best_dice": overall.best_dice}
     return {
-        "arm": arm,
-        "seed": metrics.seed,
-        "commit": commit,
-        "date": metrics.date,
         "machine": metrics.machine,
-        "overrides": overrides,
         "rounds": len(metrics.rounds),
         **{way: round(megabytes, 3) for way, megabytes in carried.items()},
         **{name: None if figure is None else round(figure.value, 4) for name, figure in figures.items()},
     }
 
 
-def table(lines: list[dict[str, object]]) -> None:
+def table(lines: list[Line]) -> None:
     """Print each arm's traffic and figures, mean and standard deviation over seeds, as Markdown."""
     raw = {line["seed"]: _both_ways(line) for line in lines if line["arm"] == "raw"}
     print("| arm | seeds | to sites, MB | from sites, MB | both, of raw | pixel AP | best Dice |\n" + "|---" * 7 + "|")
@@ -66,11 +59,11 @@ def table(lines: list[dict[str, object]]) -> None:
             ways = " | ".join(f"{mean(_number(line[way]) for line in found):.1f}" for way in ("to_site", "from_site"))
             shares = [_both_ways(line) / raw[line["seed"]] for line in found if line["seed"] in raw]
             share = f"{mean(shares):.3f}" if shares else "-"
-            figures = " | ".join(_spread([_number(line[name]) for line in found]) for name in ("pixel_ap", "best_dice"))
+            figures = " | ".join(spread(line[name] for line in found) for name in ("pixel_ap", "best_dice"))
             print(f"| {arm} | {len(found)} | {ways} | {share} | {figures} |")
 
 
-def _both_ways(line: dict[str, object]) -> float:
+def _both_ways(line: Line) -> float:
     return _number(line["to_site"]) + _number(line["from_site"])
 
 
@@ -78,38 +71,18 @@ def _number(value: object) -> float:
     return float(str(value))
 
 
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def missing(told: argparse.Namespace, lines: list[dict[str, object]]) -> Iterator[tuple[str, int]]:
-    """Yield arm and seed of what has no line."""
-    done = {(line["arm"], line["seed"]) for line in lines}
-    yield from ((arm, seed) for seed in told.seeds for arm in told.arms if (arm, seed) not in done)
-
-
 def main() -> None:
     """Run what has no line yet, as long as there is time, and print the table of all lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="further settings, first, as threads=1")
+    parser = parser_of(__doc__, LINES)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["raw", "int8"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=60, help="begin no run after this time")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--lines", type=Path, default=LINES)
     told = parser.parse_args()
-    until = time.monotonic() + 60 * told.minutes
-    git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    lines = [json.loads(line) for line in told.lines.read_text().splitlines()] if told.lines.exists() else []
-    for arm, seed in missing(told, lines):
-        if time.monotonic() > until:
-            break
-        lines.append(line_of(arm, run(arm, seed, told.runs, told.overrides), commit, told.overrides))
-        print(lines[-1], flush=True)
-        with told.lines.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
-    table(lines)
+
+    def run_of(entry: Line) -> Mapping[str, object]:
+        metrics = run(str(entry["arm"]), int(str(entry["seed"])), told.runs, told.overrides)
+        return {"overrides": told.overrides, **figures_of(metrics)}
+
+    asked: list[Line] = [{"arm": arm, "seed": seed} for seed in told.seeds for arm in told.arms]
+    table(resume(told, asked, run_of))
 
 
 if __name__ == "__main__":
