@@ -38,7 +38,8 @@ class Events:
             case "joined":
                 yield "connected; waiting for a task"
             case "task":
-                self._rounds[number] = f"round {event['round']} of {event['run']}"
+                asked = f"round {event['round']}" if "round" in event else f"scores of round {event['scores']}"
+                self._rounds[number] = f"{asked} of {event['run']}"
                 yield f"task {number}: {self._rounds[number]}"
             case "answered":
                 done = self._rounds.pop(number, f"round {event['round']}")

@@ -83,7 +83,8 @@ class Resident:
         try:
             policy = self.policy()
             terms, task = self._judge(policy, records)
-            self.audit.record("task", task=number, run=terms.name, round=task.model.round + 1)
+            asked = {"round": task.model.round + 1} if task.local_steps else {"scores": task.model.round}
+            self.audit.record("task", task=number, run=terms.name, **asked)
             answer = self._site_for(policy, terms, wanted).answer(task)
         except FedganError as refusal:
             log.error("task %s is refused: %s", number, refusal)  # noqa: TRY400  the message says it all

@@ -14,6 +14,7 @@ def test_each_event_is_told_once_and_what_was_before_is_not(tmp_path):
     audit.record("task", task="0f3a", run="tiny", round=2)
     first = list(events.lines())
     audit.record("answered", task="0f3a", round=2, seconds=7)
+    audit.record("task", task="0f3d", run="tiny", scores=2)
     audit.record("refused", task="0f3b", reason="TaskTooLong")
     audit.record("refused", task="0f3c", reason="BudgetExhausted")
     audit.record("refused", reason="BundleRefused", bundle="ab" * 32)
@@ -21,9 +22,10 @@ def test_each_event_is_told_once_and_what_was_before_is_not(tmp_path):
 
     assert first == ["connected; waiting for a task", "task 0f3a: round 2 of tiny"]
     assert second[0] == "task 0f3a: round 2 of tiny answered after 7 s; waiting for the next"
-    assert second[1].startswith("task 0f3b: refused (TaskTooLong)")
-    assert "the privacy budget is exhausted" in second[2]
-    assert second[3].startswith("refused code")
+    assert second[1] == "task 0f3d: scores of round 2 of tiny"
+    assert second[2].startswith("task 0f3b: refused (TaskTooLong)")
+    assert "the privacy budget is exhausted" in second[3]
+    assert second[4].startswith("refused code")
     assert list(events.lines()) == []
 
 
