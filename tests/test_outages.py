@@ -95,6 +95,8 @@ class Outages:
             self.start(f"site-{site}")
         follow = ("fed-server", "run", f"rounds={rounds}", *TINY, "--home", str(self.home.path))
         self.running.enter_context(self.stage.keep("run", *follow))
+        # What is killed before is no run yet: its person has seen no line of it, and asks again.
+        self.wait(lambda: CurrentRun(self.home).path is not None, "the run's beginning", STUCK_S)
 
     def start(self, name: str) -> None:
         self.started[name] = self.running.enter_context(self.stage.keep(name, *self.commands[name]))
