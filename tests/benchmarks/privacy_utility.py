@@ -12,12 +12,15 @@ holds is not run again.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
+from matplotlib.figure import Figure
 from resumed import Line, parser_of, resume, spread
 
 from fedgan.cohort.cohort import Cohort, pool
@@ -160,14 +163,41 @@ def table(lines: list[Line]) -> None:
                 print(f"| {data}, {patients} | " + " | ".join(map(spread, found)) + " |")
 
 
+def draw_curves(lines: list[Line], path: Path) -> None:
+    """Write a picture of the phantoms' pixel AP by epsilon, for each number of patients: mean and range over seeds."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for patients, colour in zip(DATA["phantoms"].draws, ("#d95f02", "#7570b3", "#1b9e77"), strict=True):
+        found = [_pixel_aps(lines, 0 if epsilon == "public" else patients, epsilon) for epsilon in EPSILONS]
+        middle = [mean(of) if of else math.nan for of in found]
+        lowest, highest = ([way(of) if of else math.nan for of in found] for way in (min, max))
+        axes.plot(range(len(EPSILONS)), middle, "o-", color=colour, label=f"{patients:,} patients a site")
+        axes.fill_between(range(len(EPSILONS)), lowest, highest, color=colour, alpha=0.15, linewidth=0)
+    names = {"public": "public\nmodel alone", "inf": "no promise"}
+    axes.set_xticks(range(len(EPSILONS)), [names.get(epsilon, f"epsilon {epsilon}") for epsilon in EPSILONS])
+    axes.set(ylabel="pixel AP on test patients")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def _pixel_aps(lines: list[Line], patients: int, epsilon: str) -> list[float]:
+    key = ("phantoms", patients, epsilon)
+    return [float(str(line["pixel_ap"])) for line in lines if (line["data"], line["patients"], line["epsilon"]) == key]
+
+
 def main() -> None:
     """Run what has no line yet, as long as there is time, and print the table of all lines."""
     parser = parser_of(__doc__, LINES)
     parser.add_argument("--data", nargs="+", choices=DATA, default=["phantoms"])
     parser.add_argument("--root", type=Path, help="folder of lgg-flair-128")
     parser.add_argument("--epsilons", nargs="+", choices=EPSILONS, default=list(EPSILONS))
+    parser.add_argument("--curves", type=Path, help="write a picture of the phantoms' pixel AP by epsilon")
     told = parser.parse_args()
-    table(resume(told, asked(told), lambda entry: run(told, entry)))
+    lines = resume(told, asked(told), lambda entry: run(told, entry))
+    table(lines)
+    if told.curves:
+        draw_curves(lines, told.curves)
 
 
 if __name__ == "__main__":
