@@ -6,7 +6,7 @@ httpcore's own reads one record, 16 KiB, at a time, and each costs a pass throug
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 import httpcore
@@ -35,8 +35,10 @@ class Stream(httpcore.AsyncNetworkStream):
             await self._writer.drain()
 
     async def aclose(self) -> None:
-        """Close it without waiting for the other end."""
-        self._writer.close()
+        """Close it without a word to the other end, which has had all that it will get."""
+        self._writer.transport.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -46,7 +48,7 @@ class Stream(httpcore.AsyncNetworkStream):
             async with _within(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
                 await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
         except BaseException:
-            self._writer.close()
+            self._writer.transport.abort()
             raise
         return self
 
@@ -70,7 +72,8 @@ class Network(httpcore.AsyncNetworkBackend):
     ) -> Stream:
         """Connect to ``host``."""
         async with _within(timeout, httpcore.ConnectTimeout, httpcore.ConnectError):
-            return Stream(*await asyncio.open_connection(host, port, limit=HELD_BYTES))
+            ends = await asyncio.open_connection(host, port, limit=HELD_BYTES, happy_eyeballs_delay=0.25)
+            return Stream(*ends)
 
     async def sleep(self, seconds: float) -> None:
         """Let others run."""
