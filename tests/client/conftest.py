@@ -132,6 +132,20 @@ def served(federation):
         yield lambda app: servers.enter_context(serving(app))
 
 
+async def pipe(reader, writer):
+    with suppress(ConnectionError):
+        while part := await reader.read(65536):
+            writer.write(part)
+            await writer.drain()
+    writer.close()
+
+
+async def shut(writer):
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
 @contextmanager
 def behind_proxy(folder, to_port):
     """Serve an HTTPS proxy of a hospital's own authority; give its port, that authority's file, and what was asked."""
@@ -142,13 +156,6 @@ def behind_proxy(folder, to_port):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "proxy.pem")
 
-    async def pipe(reader, writer):
-        with suppress(ConnectionError):
-            while part := await reader.read(65536):
-                writer.write(part)
-                await writer.drain()
-        writer.close()
-
     async def connect(reader, writer):
         asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode())
         inner, outer = await asyncio.open_connection("127.0.0.1", to_port)
@@ -156,10 +163,7 @@ def behind_proxy(folder, to_port):
         try:
             await asyncio.gather(pipe(reader, outer), pipe(inner, writer))
         finally:
-            for end in (outer, writer):
-                end.close()
-                with suppress(OSError):
-                    await end.wait_closed()
+            await asyncio.gather(shut(outer), shut(writer))
 
     async def run():
         async with await asyncio.start_server(connect, "127.0.0.1", 0, ssl=context) as server:
