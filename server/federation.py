@@ -84,7 +84,7 @@ class _Asking:
         self.federation = federation
         self.sites = dict(federation.sites)
         self.number = task.model.round
-        self.contents = _Contents(task)
+        self.task = task
         self.began = time.monotonic()
         self.deadline = self.began + federation.timeout_s
         self.next_look = 0.0
@@ -92,6 +92,8 @@ class _Asking:
         """Messages to sites that have not answered."""
         self.asked: dict[str, float] = {}
         """When each site was last sent the task, in seconds since the epoch."""
+        self.sent_bytes: dict[str, int] = {}
+        """Arrays in the message that each site was last sent."""
         self.answers: dict[str, Answer] = {}
 
     def over(self) -> bool:
@@ -122,10 +124,11 @@ class _Asking:
 
     def _push(self, nodes: Collection[int]) -> None:
         sites = [self.sites[node] for node in nodes]
+        contents = _Contents(self.task)  # packed anew for who comes later: nobody holds it until then
         messages = [
             # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
             Message(
-                self.contents.for_holder_of(self.federation.holds.get(site)),
+                contents.for_holder_of(self.federation.holds.get(site)),
                 node,
                 MessageType.TRAIN,
                 ttl=self.federation.timeout_s if not self.asked else max(1.0, self.deadline - time.monotonic()),
@@ -134,6 +137,7 @@ class _Asking:
             for node, site in zip(nodes, sites, strict=True)
         ]
         self.asked |= dict.fromkeys(sites, time.time())
+        self.sent_bytes |= {site: size_of(message.content) for message, site in zip(messages, sites, strict=True)}
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
         # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
         numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))
@@ -193,9 +197,8 @@ class _Asking:
             return SiteFailure(site, number, type(refusal).__name__)
         if isinstance(answer, SiteFailure):
             return answer
-        asked = self.contents.for_holder_of(self.federation.holds.get(site))
-        traffic = {"traffic/to_site": float(size_of(asked)), "traffic/from_site": float(size_of(reply.content))}
-        return replace(answer, metrics={**answer.metrics, **traffic})
+        traffic = {"traffic/to_site": self.sent_bytes[site], "traffic/from_site": size_of(reply.content)}
+        return replace(answer, metrics={**answer.metrics, **{name: float(size) for name, size in traffic.items()}})
 
     def silence_of(self, site: str) -> SiteFailure:
         """Return how a site without an answer has failed: it was not there, or has not answered in time."""
@@ -203,7 +206,7 @@ class _Asking:
 
 
 class _Contents:
-    """One round's task as it is sent: whole, or as a step to sites that have the model before; packed if needed."""
+    """A round's task as it is sent: whole, or as a step to sites that have the model before; each packed if needed."""
 
     def __init__(self, task: RoundTask) -> None:
         self.task = task
