@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 from client.loopback import SIGNER, Loopback
 from fedgan.audit import Audit
 from fedgan.errors import EngineFailed, FedganError
-from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, answer, forward
+from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
 
 FLEET = "/v1/fleet/"
 BRINGS_CODE = f"{FLEET}get-fab"
@@ -46,7 +46,7 @@ class Gate:
 
     coordinator: str
     """Its address, as HOST:PORT."""
-    client: httpx.AsyncClient
+    client: Client
     """Shows the site's certificate."""
     approved: Callable[[], frozenset[str]]
     """Returns the SHA-256 of every bundle that may run here now."""
@@ -169,7 +169,7 @@ def open_gate(gate: Gate, loopback: Loopback) -> Iterator[int]:
             thread.join()
 
 
-def _serve(server: uvicorn.Server, client: httpx.AsyncClient, listening: socket.socket) -> None:
+def _serve(server: uvicorn.Server, client: Client, listening: socket.socket) -> None:
     async def serve() -> None:
         async with client:
             await server.serve(sockets=[listening])

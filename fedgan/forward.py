@@ -3,13 +3,15 @@
 Whether a request may pass at all is for them to say. Here is only how: bounded, and neither side hears of the other.
 """
 
-import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+import httpcore
 import httpx
+
+from fedgan.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,13 @@ ONE_HOP = frozenset(
 )
 """Headers of one connection (RFC 9110, 7.6.1), and what says where a request came from: not for the server behind."""
 
+PATIENCE = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}}
+"""Seconds."""
+
+POOL: Mapping[str, Any] = {"max_connections": None, "max_keepalive_connections": 64, "keepalive_expiry": 15.0}
+
+FAULTS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ProxyError)
+
 
 class _TooMuch(Exception):
     """A body is longer than it may be."""
@@ -37,19 +46,29 @@ class _Gone(Exception):
     """Who asked has left."""
 
 
-def streaming_client(verify: ssl.SSLContext, *, proxy: str | httpx.Proxy | None = None) -> httpx.AsyncClient:
+Client = httpcore.AsyncConnectionPool
+"""What asks the server behind; httpx's own engine, whose layers above it would only be passed through."""
+
+
+def streaming_client(verify: ssl.SSLContext, *, proxy: httpx.Proxy | None = None) -> Client:
     """Return a client for ``forward``, with as many connections as it takes, kept for later requests.
 
     Nothing is read from the environment: who wants a proxy must say so.
     """
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=15.0)
-    timeout = httpx.Timeout(60.0, connect=10.0)
-    return httpx.AsyncClient(verify=verify, proxy=proxy, limits=limits, timeout=timeout, trust_env=False)
+    if proxy is None:
+        return Client(verify, **POOL, network_backend=Network())
+    return httpcore.AsyncHTTPProxy(
+        httpcore.URL(str(proxy.url)),
+        proxy_auth=proxy.raw_auth,
+        proxy_headers=proxy.headers.raw,
+        ssl_context=verify,
+        proxy_ssl_context=proxy.ssl_context,
+        **POOL,
+        network_backend=Network(),
+    )
 
 
-async def forward(
-    scope: Scope, receive: Receive, send: Send, client: httpx.AsyncClient, url: str, *, most_bytes: int
-) -> int:
+async def forward(scope: Scope, receive: Receive, send: Send, client: Client, url: str, *, most_bytes: int) -> int:
     """Ask ``url`` what was asked of us, hand back what it answers, and return the answer's status.
 
     A request's body of more than ``most_bytes`` is refused (413); so is an answer's (502), or cut off where it exceeds
@@ -60,23 +79,17 @@ async def forward(
         return await _refuse_length(send)
     has_body = b"content-length" in told or b"transfer-encoding" in told
     content = _body(receive, most_bytes) if has_body else None
-    request = client.build_request(scope["method"], url, headers=_end_to_end(scope["headers"]), content=content)
+    headers = _end_to_end(scope["headers"])
     try:
-        response = await client.send(request, stream=True)
+        async with client.stream(scope["method"], url, headers=headers, content=content, extensions=PATIENCE) as came:
+            return await _hand_back(came, send, most_bytes)
     except _TooMuch:
         return await _refuse_length(send)
     except _Gone:
         return 499
-    except httpx.TransportError as fault:
+    except FAULTS as fault:
         log.warning("%s: %s", url, type(fault).__name__)
         return await answer(send, 502)
-    try:
-        return await _hand_back(response, send, most_bytes)
-    except httpx.TransportError as fault:
-        log.warning("%s broke off: %s", url, type(fault).__name__)
-        raise ConnectionError("the server behind broke off") from fault  # too late for another status
-    finally:
-        await asyncio.shield(response.aclose())
 
 
 async def answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> int:
@@ -90,17 +103,22 @@ async def _refuse_length(send: Send) -> int:
     return await answer(send, 413, (b"connection", b"close"))  # what is still to come is not read
 
 
-async def _hand_back(response: httpx.Response, send: Send, most_bytes: int) -> int:
-    if int(response.headers.get("content-length", 0)) > most_bytes:
+async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> int:
+    headers = _end_to_end([(name.lower(), value) for name, value in came.headers])
+    if int(dict(headers).get(b"content-length", 0)) > most_bytes:
         return await answer(send, 502)
-    headers = _end_to_end([(name.lower(), value) for name, value in response.headers.raw])
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    async for part in response.aiter_raw():
-        if response.num_bytes_downloaded > most_bytes:
-            raise ConnectionError("the server behind sends more than it may")
-        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.start", "status": came.status, "headers": headers})
+    total = 0
+    try:
+        async for part in came.aiter_stream():
+            total += len(part)
+            if total > most_bytes:
+                raise ConnectionError("the server behind sends more than it may")
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    except FAULTS as fault:  # too late for another status
+        raise ConnectionError(f"the server behind broke off ({type(fault).__name__})") from fault
     await send({"type": "http.response.body", "body": b""})
-    return response.status_code
+    return came.status
 
 
 async def _body(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
+
 from fedgan.assembly import aggregation_in, build_site, first_model, networks_for, promise_in
 from fedgan.cohort.cohort import UNLABELLED, Cohort, Split, hide_labels, pool
 from fedgan.cohort.manifest import load_cohorts as read_cohorts
@@ -37,6 +39,9 @@ from fedgan.streams import generator_for
 
 FIGURES = {"best": BEST, "aucp": ("aucp",), "last": BEST}
 """By what rounds are scored, for each choice of the setting select; with last the scores are only shown."""
+
+SHAPES = torch.device("meta")
+"""Where networks have names, shapes and kinds of tensors, all that aggregation asks of them, and no numbers."""
 
 
 class Watcher(Protocol):
@@ -246,7 +251,7 @@ def train_in_folder(
         return settings.patience is not None and folder.stalled(settings.patience)
 
     model = folder.latest() or first_model(settings)
-    aggregation = aggregation_in(settings, networks_for(settings), accounts=accounts or folder.path)
+    aggregation = aggregation_in(settings, networks_for(settings, SHAPES), accounts=accounts or folder.path)
     plan = Plan(settings.rounds, settings.local_steps, settings.quorum, aggregation, terms)
     model = run_rounds(model, federation, plan, keep=keep, enough=enough)
     if not isinstance(settings.privacy, PatientPrivacy) and folder.score_of(model.round) is None:

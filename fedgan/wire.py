@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.lib.format import read_array
+from numpy.lib import format as npy
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -42,6 +42,8 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 TENSORS = "safetensors"
 """The name of the one array of a record of tensors."""
 
+PLAIN = np.dtype(np.uint8)
+
 UNREADABLE = (SafetensorError, TypeError, ValueError, KeyError, OverflowError, MemoryError, SyntaxError, TokenError)
 """As NumPy and safetensors fail on what is not of their formats."""
 
@@ -53,6 +55,14 @@ MOST_TERMS_BYTES = 16 * 1024
 
 Known = Callable[[str], Weights | None]
 """From a digest to the weights that have it, where they are known."""
+
+Keep = Callable[[memoryview], Weights]
+"""From the content of a safetensors file to the tensors in it, wherever they are kept."""
+
+
+def in_memory(packed: memoryview) -> Weights:
+    """Return the tensors of a safetensors file's content."""
+    return load(bytes(packed))
 
 
 def pack_task(task: RoundTask) -> RecordDict:
@@ -134,8 +144,8 @@ def pack_answer(answer: Answer) -> RecordDict:
     return RecordDict({"update": terms, "delta": _pack_weights(answer.delta), "metrics": metrics})
 
 
-def unpack_answer(records: RecordDict, *, site: str, round: int) -> Answer:
-    """Return what ``site`` answered when asked in ``round``.
+def unpack_answer(records: RecordDict, *, site: str, round: int, keep: Keep = in_memory) -> Answer:
+    """Return what ``site`` answered when asked in ``round``; ``keep`` makes the delta of what arrived.
 
     Whether an update's own round, names and shapes fit the model is for aggregation to judge.
 
@@ -150,7 +160,7 @@ def unpack_answer(records: RecordDict, *, site: str, round: int) -> Answer:
         site=site,
         round=_count(terms, "round"),
         digest=_digest(terms, "digest"),
-        delta=_unpack_weights(_record(records, "delta", ArrayRecord)),
+        delta=_unpack_weights(_record(records, "delta", ArrayRecord), keep),
         counts=_scan_counts(terms),
         metrics={name: _figure(name, value) for name, value in _record(records, "metrics", MetricRecord).items()},
     )
@@ -176,18 +186,35 @@ def _pack_head(task: RoundTask) -> ConfigRecord:
 
 def _pack_weights(weights: Weights) -> ArrayRecord:
     packed = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
-    return ArrayRecord({TENSORS: Array(np.frombuffer(packed, np.uint8))})
+    head, shape = BytesIO(), (len(packed),)
+    npy.write_array_header_1_0(head, {"descr": PLAIN.str, "fortran_order": False, "shape": shape})
+    # As Flower makes an array of NumPy's, but for the copies on the way.
+    data = b"".join((head.getbuffer(), packed))
+    return ArrayRecord({TENSORS: Array(dtype=PLAIN.name, shape=shape, stype="numpy.ndarray", data=data)})
 
 
-def _unpack_weights(record: ArrayRecord) -> Weights:
+def _unpack_weights(record: ArrayRecord, keep: Keep = in_memory) -> Weights:
     if list(record) != [TENSORS]:
         raise _rejected(f"there is another array than {TENSORS}")
     try:
-        # Not ``array.numpy()``, which also opens archives and whatever else NumPy would load.
-        packed = read_array(BytesIO(record[TENSORS].data), allow_pickle=False)
-        return load(packed.tobytes())
+        return keep(_body(record[TENSORS].data))
     except UNREADABLE as error:
         raise _rejected("the tensors cannot be read") from error
+
+
+def _body(data: bytes) -> memoryview:
+    """Return what follows NumPy's header, uncopied; not ``array.numpy()``, which also opens what else NumPy loads.
+
+    Raises:
+        ValueError, SyntaxError, TokenError: it is no plain array of bytes.
+    """
+    stream = BytesIO(data)
+    npy.read_magic(stream)
+    shape, _, dtype = npy.read_array_header_1_0(stream)
+    body = memoryview(data)[stream.tell() :]
+    if dtype != PLAIN or shape != (len(body),):
+        raise ValueError("this is no plain array of bytes")
+    return body
 
 
 def _record(records: RecordDict, name: str, kind: type[Record]) -> Record:

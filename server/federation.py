@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import TypeVar, cast
 
 import httpx
 from flwr.app import Message, MessageType, RecordDict
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedgan.errors import BaseMissing, EngineFailed, QuorumNotMet, UpdateRejected
 from fedgan.federated.spool import Spool
-from fedgan.records import Answer, RoundTask, SiteFailure, SiteUpdate
+from fedgan.records import Answer, ModelStep, RoundTask, SiteFailure, SiteUpdate
 from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class _Asking:
         self.federation = federation
         self.sites = dict(federation.sites)
         self.number = task.model.round
-        self.contents = _Contents(task)
+        self.task = task
         self.began = time.monotonic()
         self.deadline = self.began + federation.timeout_s
         self.next_look = 0.0
@@ -91,6 +92,8 @@ class _Asking:
         """Messages to sites that have not answered."""
         self.asked: dict[str, float] = {}
         """When each site was last sent the task, in seconds since the epoch."""
+        self.sent_bytes: dict[str, int] = {}
+        """Arrays in the message that each site was last sent."""
         self.answers: dict[str, Answer] = {}
 
     def over(self) -> bool:
@@ -121,10 +124,11 @@ class _Asking:
 
     def _push(self, nodes: Collection[int]) -> None:
         sites = [self.sites[node] for node in nodes]
+        contents = _Contents(self.task)  # packed anew for who comes later: nobody holds it until then
         messages = [
             # A task that a slow site has not begun when the round ends must not be begun at all: hence the ttl.
             Message(
-                self.contents.for_holder_of(self.federation.holds.get(site))[0],
+                contents.for_holder_of(self.federation.holds.get(site)),
                 node,
                 MessageType.TRAIN,
                 ttl=self.federation.timeout_s if not self.asked else max(1.0, self.deadline - time.monotonic()),
@@ -133,6 +137,7 @@ class _Asking:
             for node, site in zip(nodes, sites, strict=True)
         ]
         self.asked |= dict.fromkeys(sites, time.time())
+        self.sent_bytes |= {site: size_of(message.content) for message, site in zip(messages, sites, strict=True)}
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
         # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
         numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))
@@ -157,13 +162,16 @@ class _Asking:
         """Fetch the replies that have arrived; from a SuperLink that cannot answer now, at the next look."""
         for message, site in list(self.pending.items()):
             try:
-                replies = list(self.federation.grid.pull_messages([message]))
+                self._fetch(message, site)
             except httpx.HTTPStatusError as fault:
                 log.warning("Flower's SuperLink answers %d; it is asked again", fault.response.status_code)
                 return
-            for reply in replies:
-                del self.pending[message]
-                self._take(reply, site)
+
+    def _fetch(self, message: str, site: str) -> None:
+        """Fetch one reply if it has arrived; nothing of it is in memory after that."""
+        for reply in self.federation.grid.pull_messages([message]):
+            del self.pending[message]
+            self._take(reply, site)
 
     def _take(self, reply: Message, site: str) -> None:
         answer = self._read(reply, site)
@@ -181,15 +189,16 @@ class _Asking:
             log.warning("site %s: Flower reports error %d in round %d", site, reply.error.code, number + 1)
             return None if reply.error.code == NODE_GONE else SiteFailure(site, number, "FlowerError")
         try:
-            answer = unpack_answer(reply.content, site=site, round=number)
+            answer = unpack_answer(
+                reply.content, site=site, round=number, keep=partial(self.federation.spool.keep, site)
+            )
         except UpdateRejected as refusal:
             log.warning("site %s in round %d: %s", site, number + 1, refusal)
             return SiteFailure(site, number, type(refusal).__name__)
         if isinstance(answer, SiteFailure):
             return answer
-        asked_bytes = self.contents.for_holder_of(self.federation.holds.get(site))[1]
-        traffic = {"traffic/to_site": float(asked_bytes), "traffic/from_site": float(size_of(reply.content))}
-        return self.federation.spool.put(replace(answer, metrics={**answer.metrics, **traffic}))
+        traffic = {"traffic/to_site": self.sent_bytes[site], "traffic/from_site": size_of(reply.content)}
+        return replace(answer, metrics={**answer.metrics, **{name: float(size) for name, size in traffic.items()}})
 
     def silence_of(self, site: str) -> SiteFailure:
         """Return how a site without an answer has failed: it was not there, or has not answered in time."""
@@ -197,20 +206,25 @@ class _Asking:
 
 
 class _Contents:
-    """One round's task as it is sent: whole, or as a step to sites that have the model before."""
+    """A round's task as it is sent: whole, or as a step to sites that have the model before; each packed if needed."""
 
     def __init__(self, task: RoundTask) -> None:
-        step = task.model.step
-        self.base = step.base if step else None
-        self.whole = pack_task(task)
-        self.step = pack_step(task, step) if step else self.whole
-        self.sizes = size_of(self.whole), size_of(self.step) if step else 0
+        self.task = task
 
-    def for_holder_of(self, digest: str | None) -> tuple[RecordDict, int]:
-        """Return what to send to a site that has the model of that digest, or none that is known of, and its bytes."""
-        if digest is not None and digest == self.base:
-            return self.step, self.sizes[1]
-        return self.whole, self.sizes[0]
+    def for_holder_of(self, digest: str | None) -> RecordDict:
+        """Return what to send to a site that has the model of that digest, or none that is known of."""
+        step = self.task.model.step
+        return self.stepped if step and digest == step.base else self.whole
+
+    @cached_property
+    def whole(self) -> RecordDict:
+        """Return the task with all of the model."""
+        return pack_task(self.task)
+
+    @cached_property
+    def stepped(self) -> RecordDict:
+        """Return the task with the model's step."""
+        return pack_step(self.task, cast(ModelStep, self.task.model.step))
 
 
 def bind_simulated_nodes(grid: Grid, names: Sequence[str], *, timeout_s: float) -> Mapping[int, str]:

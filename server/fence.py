@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -27,7 +26,7 @@ from starlette.routing import Match, Route, Router
 
 from fedgan.audit import Audit
 from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
-from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, answer, forward
+from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
@@ -101,7 +100,7 @@ class Fence:
         self,
         enrolment: Enrolment,
         audit: Audit,
-        link: httpx.AsyncClient,
+        link: Client,
         link_url: str,
         *,
         presence: Path,

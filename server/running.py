@@ -33,13 +33,14 @@ from server.outcome import conclude
 from server.publishing import publish_kept
 from server.releases import releases_in, signing_key
 from server.superlink import CONNECTION, Superlink
-from server.training import LOG, REFUSAL
+from server.training import LOG, REFUSAL, WRITER
 
 LOOK_S = 0.5
 """Between two looks at the run's folder."""
 
-ASK_S, ASK_SOON_S = 15.0, 3.0
-"""Between two questions to Flower whether the run is still on, of which each starts a program; and near the end."""
+ASK_S, ASK_SOON_S = 60.0, 3.0
+"""Between two questions to Flower, of which each starts a program, whether the run is still on: while a process trains
+in its folder, and while none does."""
 
 ATTEMPTS = 3
 """How often in a row a run may break off without a further round before the person must look."""
@@ -179,14 +180,13 @@ class _Training:
     def _follow(self, number: str, run: CurrentRun) -> str:
         """Show what happens in the run until it is over, and return how it ended."""
         log, folder = Tail(self.folder.path / LOG), self.folder
-        status, next_question = "", 0.0
+        status, asked = "", time.monotonic()
         while not status.startswith(OVER):
             if run.path != folder.path:
                 return STOPPED
-            if time.monotonic() >= next_question:
+            if time.monotonic() > asked + (ASK_S if is_held(folder.path / WRITER) else ASK_SOON_S):
                 status = _patiently(lambda: self.link.ask("list", CONNECTION, "--run-id", number))["runs"][0]["status"]
-                near_the_end = len(folder.history) == self.rounds or (folder.path / REFUSAL).exists()
-                next_question = time.monotonic() + (ASK_SOON_S if near_the_end else ASK_S)
+                asked = time.monotonic()
             folder.reload()
             for line in log.lines():
                 self.say(line)

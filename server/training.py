@@ -22,8 +22,9 @@ from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
 
-LOG, REFUSAL = "log.txt", "refusal.txt"
-"""In a run's folder: what happens, for the person who follows it; and why training ended before its time."""
+LOG, REFUSAL, WRITER = "log.txt", "refusal.txt", "writer.lock"
+"""In a run's folder: what happens, for the person who follows it; why training ended before its time; and what the
+process that trains holds locked."""
 
 WRITER_S = 120.0
 """How long a process that trained this run and was told to stop may take to end."""
@@ -94,7 +95,7 @@ def _only_writer(path: Path) -> Iterator[None]:
         RunFolderError: another does, and does not end.
     """
     deadline = time.monotonic() + WRITER_S
-    with (path / "writer.lock").open("a") as lock:
+    with (path / WRITER).open("a") as lock:
         while not _locked(lock):
             if time.monotonic() > deadline:
                 raise RunFolderError(f"{path}: another process trains this run; it must end first")

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import ssl
 
-import httpx
 import pytest
 
 from fedgan.forward import forward, streaming_client
@@ -109,9 +108,8 @@ def test_who_leaves_in_the_middle_gets_no_answer():
 
 
 def test_no_proxy_is_taken_from_the_environment(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
 
-    client = streaming_client(ssl.create_default_context())
+    status, _ = ask(answering(b"HTTP/1.1 204 No Content\r\n\r\n"))
 
-    assert not client.trust_env
-    assert isinstance(client, httpx.AsyncClient)
+    assert status == 204

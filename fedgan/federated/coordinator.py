@@ -63,14 +63,19 @@ def run_rounds(
         QuorumNotMet: in a round fewer sites than the quorum sent an update that can be averaged.
     """
     while model.round < plan.rounds and not enough():
-        task = RoundTask(model, plan.local_steps, plan.terms)
-        model, answers = plan.aggregation.judge(model, federation.ask(task))
-        updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
-        if len(updates) < plan.quorum:
-            raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
-        model, contribution = plan.aggregation.aggregate(model, updates)
-        keep(model, answers, contribution)
-        log.info("round %d kept: %d of %d sites trained", model.round, len(updates), len(answers))
+        model = _next(model, federation, plan, keep)
+    return model
+
+
+def _next(model: GlobalModel, federation: Federation, plan: Plan, keep: Keep) -> GlobalModel:
+    """Return the model after one round; of its updates, nothing stays in memory or on disk into the next."""
+    model, answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps, plan.terms)))
+    updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
+    if len(updates) < plan.quorum:
+        raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
+    model, contribution = plan.aggregation.aggregate(model, updates)
+    keep(model, answers, contribution)
+    log.info("round %d kept: %d of %d sites trained", model.round, len(updates), len(answers))
     return model
 
 

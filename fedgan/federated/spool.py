@@ -3,7 +3,7 @@
 A round needs memory for one update, however many sites there are. Nothing here outlives the round.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -68,14 +68,34 @@ class Spool:
         """
         if not update.delta:
             return update
-        path = self.folder / f"{update.site}.safetensors"
+        delta = {name: tensor.contiguous() for name, tensor in update.delta.items()}
+        return replace(update, delta=self._written(update.site, lambda path: save_file(delta, path)))
+
+    def keep(self, site: str, packed: memoryview) -> Spooled:
+        """Return the tensors of an update that is a safetensors file already, put on disk as it came.
+
+        Raises:
+            SafetensorError: it is none.
+            RunFolderError: the disk is full or the folder cannot be written.
+        """
+        spooled = self._written(site, lambda path: path.write_bytes(packed))
+        try:
+            dict(spooled)  # what is damaged is told now, not in the middle of a sum; nothing is read for it
+        except BaseException:
+            spooled.path.unlink()
+            raise
+        return spooled
+
+    def _written(self, site: str, write: Callable[[Path], object]) -> Spooled:
+        path = self.folder / f"{site}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in update.delta.items()}, path)
+            path.unlink(missing_ok=True)  # never under the hands of who still reads it
+            write(path)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
             raise RunFolderError(
                 f"an update cannot be kept until it is combined ({error}); free space on the disk of {self.folder}, "
                 "then resume"
             ) from error
-        return replace(update, delta=Spooled(path))
+        return Spooled(path)

@@ -1,12 +1,15 @@
 """Sites' folders with a policy of tiny phantoms, and the terms of a run that they can answer in a second."""
 
+import asyncio
 import json
 import ssl
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import uvicorn
@@ -24,6 +27,7 @@ from fedgan.identity import (
     request_signature,
 )
 from fedgan.settings import Terms
+from server.home import certificate_pem
 
 PHANTOMS = {"kind": "phantoms", "patients": 16, "images_per_patient": 1, "seed": 0}
 
@@ -126,3 +130,55 @@ def served(federation):
 
     with ExitStack() as servers:
         yield lambda app: servers.enter_context(serving(app))
+
+
+async def pipe(reader, writer):
+    with suppress(ConnectionError):
+        while part := await reader.read(65536):
+            writer.write(part)
+            await writer.drain()
+    writer.close()
+
+
+async def shut(writer):
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+@contextmanager
+def behind_proxy(folder, to_port):
+    """Serve an HTTPS proxy of a hospital's own authority; give its port, that authority's file, and what was asked."""
+    authority, key, asked = Authority.found("hospital"), new_key(), []
+    pem = private_pem(key) + certificate_pem(authority.sign_server(key.public_key(), ["localhost"]))
+    (folder / "proxy.pem").write_bytes(pem)
+    (folder / "proxy-ca.crt").write_bytes(certificate_pem(authority.certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "proxy.pem")
+
+    async def connect(reader, writer):
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode())
+        inner, outer = await asyncio.open_connection("127.0.0.1", to_port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            await asyncio.gather(pipe(reader, outer), pipe(inner, writer))
+        finally:
+            await asyncio.gather(shut(outer), shut(writer))
+
+    async def run():
+        async with await asyncio.start_server(connect, "127.0.0.1", 0, ssl=context) as server:
+            started.put(server.sockets[0].getsockname()[1])
+            await asyncio.to_thread(ended.wait)
+
+    started, ended = SimpleQueue(), threading.Event()
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    yield started.get(timeout=10), folder / "proxy-ca.crt", asked
+    ended.set()
+    thread.join()
+
+
+@pytest.fixture
+def corporate_proxy(tmp_path):
+    """Return a function that serves a hospital's proxy, which leads to one port whoever is asked for."""
+    return partial(behind_proxy, tmp_path)

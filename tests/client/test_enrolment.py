@@ -1,12 +1,8 @@
 """A site enrols over real TLS, whatever comes between, and takes nothing that is not its coordinator's."""
 
-import asyncio
 import json
-import ssl
 import stat
 import threading
-from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 
 import pytest
 from cryptography import x509
@@ -15,10 +11,9 @@ from client.cli import main as fed_client
 from client.enrolment import enrol
 from client.home import Home
 from fedgan.errors import InvitationRefused, Unreachable
-from fedgan.identity import Authority, Invitation, fingerprint, load_key, new_key, private_pem, public_key_of, site_of
+from fedgan.identity import Invitation, fingerprint, load_key, public_key_of, site_of
 from server.authority import found
 from server.home import Home as CoordinatorHome
-from server.home import certificate_pem
 
 
 @pytest.fixture
@@ -167,51 +162,15 @@ def test_without_a_coordinator_it_says_what_to_look_at(coordinator, site):
         run(site, nowhere.encode())
 
 
-@contextmanager
-def corporate_proxy(folder, to_port):
-    """Serve an HTTPS proxy of a hospital's own authority; give its port, that authority's file, and what was asked."""
-    authority, key, asked = Authority.found("hospital"), new_key(), []
-    pem = private_pem(key) + certificate_pem(authority.sign_server(key.public_key(), ["localhost"]))
-    (folder / "proxy.pem").write_bytes(pem)
-    (folder / "proxy-ca.crt").write_bytes(certificate_pem(authority.certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "proxy.pem")
-
-    async def pipe(reader, writer):
-        with suppress(ConnectionError):
-            while part := await reader.read(65536):
-                writer.write(part)
-                await writer.drain()
-        writer.close()
-
-    async def connect(reader, writer):
-        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode())
-        inner, outer = await asyncio.open_connection("127.0.0.1", to_port)
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        await asyncio.gather(pipe(reader, outer), pipe(inner, writer))
-
-    async def run():
-        async with await asyncio.start_server(connect, "127.0.0.1", 0, ssl=context) as server:
-            started.put(server.sockets[0].getsockname()[1])
-            await asyncio.to_thread(ended.wait)
-
-    started, ended = SimpleQueue(), threading.Event()
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
-    thread.start()
-    yield started.get(timeout=10), folder / "proxy-ca.crt", asked
-    ended.set()
-    thread.join()
-
-
 @pytest.mark.parametrize("coordinator", ["coordinator.example"], indirect=True)
 def test_a_site_enrols_through_its_hospitals_proxy_which_its_own_authority_verifies(
-    coordinator, site, tmp_path, monkeypatch
+    coordinator, site, corporate_proxy, monkeypatch
 ):
     invitation, said = coordinator.enrolment.invite("A").encode(), WhenWaiting(lambda: approve(coordinator))
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
 
-    with corporate_proxy(tmp_path, coordinator.port) as (port, authority, asked):
+    with corporate_proxy(coordinator.port) as (port, authority, asked):
         monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{port}")
         with pytest.raises(Unreachable):
             run(site, invitation)

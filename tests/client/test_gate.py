@@ -92,6 +92,24 @@ def test_flowers_calls_pass_with_their_headers_by_the_sites_own_certificate(dial
     assert (said.status_code, len(said.content), said.headers["x-key"]) == (200, 5_000_000, "public")
 
 
+def test_flowers_calls_pass_through_the_hospitals_proxy(coordinator, federation, served, site_home, corporate_proxy):
+    home = federation.enrol(site_home(), "A", "unused:1")
+    loopback, to_port = make_loopback(home.inside("link")), served(coordinator.app())
+    with corporate_proxy(to_port) as (proxy_port, authority, asked):
+        context = ssl.create_default_context(cafile=authority)
+        proxy = httpx.Proxy(f"https://127.0.0.1:{proxy_port}", ssl_context=context)
+        client = streaming_client(tls_context(home), proxy=proxy)
+        gate = Gate(f"localhost:{to_port}", client, frozenset, loopback.signer, Audit(home.audit))
+
+        with open_gate(gate, loopback) as port:
+            trust = ssl.create_default_context(cafile=str(loopback.root))
+            url = f"https://127.0.0.1:{port}/v1/fleet/push-object"
+            said = httpx.post(url, content=b"x" * 5_000_000, verify=trust, trust_env=False)
+
+    assert (said.status_code, len(said.content)) == (200, 5_000_000)
+    assert asked == [f"CONNECT localhost:{to_port} HTTP/1.1"]
+
+
 @pytest.mark.parametrize("path", ["/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/", "/v1/fleet"])
 def test_nothing_but_flowers_fleet_calls_passes(dial, path):
     assert dial.post(path).status_code == 404

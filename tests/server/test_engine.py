@@ -5,7 +5,7 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from sqlalchemy import event, text
 from sqlalchemy.pool import Pool
 
-from server.engine import set_pragmas
+from server.engine import PRAGMAS, set_pragmas
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def _as_in_the_engine():
 
 
 @pytest.mark.usefixtures("_as_in_the_engine")
-def test_flowers_database_waits_longer_than_flower_says_and_does_not_overwrite_what_it_deletes():
+def test_flowers_database_waits_longer_than_flower_says_keeps_little_and_does_not_overwrite_what_it_deletes():
     store = SqlObjectStore(":memory:")
     store.initialize()
 
     with store.session() as session:
-        found = {name: session.scalar(text(f"PRAGMA {name}")) for name in ("busy_timeout", "secure_delete")}
+        found = {name: session.scalar(text(f"PRAGMA {name}")) for name in PRAGMAS}
 
-    assert found == {"busy_timeout": 20_000, "secure_delete": 2}  # 2 is FAST
+    assert found == {"busy_timeout": 20_000, "secure_delete": 2, "cache_size": -8000}  # 2 is FAST

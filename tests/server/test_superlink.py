@@ -7,7 +7,7 @@ import pytest
 
 from server.authority import found
 from server.home import Home
-from server.superlink import Superlink
+from server.superlink import PAGE_BYTES, Superlink
 
 
 @pytest.fixture
@@ -27,9 +27,17 @@ def test_what_a_run_has_left_unused_in_flowers_database_goes_back_to_the_disk(ho
 
     Superlink(home).prepare()
 
-    assert database.stat().st_size < 100_000
+    assert database.stat().st_size < 10 * PAGE_BYTES
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT id FROM node").fetchall() == [(7,)]
+
+
+def test_flowers_database_has_pages_for_large_objects_from_the_first(home):
+    Superlink(home).prepare()
+
+    with closing(sqlite3.connect(home.folder("link") / "state.db")) as connection:
+        connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE node (id);")  # as Flower does
+        assert connection.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
 
 
 def test_a_damaged_database_is_left_to_flower_to_complain_of(home, caplog):
