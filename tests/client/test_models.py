@@ -63,8 +63,10 @@ class Breaking:
 
         async def counted(message):
             nonlocal gone
-            gone += len(message.get("body", b""))
-            if self.most is not None and gone > self.most:
+            body, left = message.get("body", b""), None if self.most is None else self.most - gone
+            gone += len(body)
+            if left is not None and len(body) > left:
+                await send({**message, "body": body[:left], "more_body": True})
                 raise ConnectionError("the link breaks")
             await send(message)
 
