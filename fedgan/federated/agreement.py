@@ -17,7 +17,7 @@ from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import SiteUpdate, Weights
 from fedgan.streams import generator_for
 
-SAMPLE = 2**20
+SAMPLE = 2**18
 """Numbers of each player that are looked at, from places that no site can know before it has answered."""
 
 FEWEST = 4

@@ -11,7 +11,7 @@ from fedgan.federated.spectral import leading_vectors
 from fedgan.federated.tensors import Entry
 from fedgan.records import GlobalModel, ModelStep, Weights, digest_of
 
-PART = 2**16
+PART = 2**17
 """Numbers of a tensor that are combined at a time: so few that sums in float64 stay near the processor."""
 
 LOST = "lost/"
