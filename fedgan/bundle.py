@@ -36,6 +36,11 @@ clientapp = "client_app:app"
 """
 
 
+def app_toml(name: str, config: str) -> str:
+    """Return what ``pyproject.toml`` says of the app ``name``, with the lines of the run's configuration."""
+    return _APP.format(name=name, config=config)
+
+
 def files(name: str, *, client: str, config: str) -> Mapping[str, str]:
     """Return the files of the bundle ``name``, by their names.
 
@@ -47,7 +52,7 @@ def files(name: str, *, client: str, config: str) -> Mapping[str, str]:
     return {  # Flower looks for plain assignments
         "server_app.py": "import server.app\n\napp = server.app.app\n",
         "client_app.py": f"import {client}\n\napp = {client}.app\n",
-        "pyproject.toml": _APP.format(name=name, config=config),
+        "pyproject.toml": app_toml(name, config),
     }
 
 

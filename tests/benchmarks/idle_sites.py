@@ -9,26 +9,10 @@ from pathlib import Path
 
 from client import join
 from client.cli import main
+from fedgan.bundle import app_toml
 
 FLOWER_APP: Mapping[str, str] = {
-    "pyproject.toml": """\
-[project]
-name = "stock"
-version = "1.0.0"
-dependencies = ["flwr"]
-
-[tool.flwr.app]
-publisher = "fedgan"
-
-[tool.flwr.app.components]
-serverapp = "server_app:app"
-clientapp = "client_app:app"
-
-[tool.flwr.app.config]
-folder = ""
-rounds = 1
-sites = 1
-""",
+    "pyproject.toml": app_toml("stock", 'folder = ""\nrounds = 1\nsites = 1'),
     "server_app.py": """\
 from pathlib import Path
 
