@@ -1,17 +1,15 @@
 """The coordinator's part of a run between hospitals, in the process that Flower starts for it."""
 
-import fcntl
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from flwr.serverapp import Grid
 
 from fedgan.config import dump, read
 from fedgan.errors import FedganError, RunFolderError
+from fedgan.locks import held
 from fedgan.run_folder import RunFolder
 from fedgan.settings import Deployment, terms_of
 from fedgan.simulation import open_folder, train_in_folder
@@ -42,7 +40,8 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
         raise RunFolderError(f"run {name} is no longer the one that goes on; start it with fed-server --resume")
     settings = read(path / "config.yaml", Deployment)
     folder = open_folder(settings, path)
-    with _only_writer(path), _logged(path / LOG):
+    refusal = RunFolderError(f"{path}: another process trains this run; it must end first")
+    with held(path / WRITER, refusal, patience_s=WRITER_S), _logged(path / LOG):
         (path / REFUSAL).unlink(missing_ok=True)
         federation = FlowerFederation(
             grid,
@@ -85,30 +84,6 @@ class _Releasing:
     def round(self, number: int, score: float | None) -> None:
         """Release the round that was just kept."""
         publish_kept(self.releases, self.folder, number, self.key, rounds=self.settings.rounds, chosen=False)
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Be the only process that trains in ``path`` until the block ends, or this process does.
-
-    Raises:
-        RunFolderError: another does, and does not end.
-    """
-    deadline = time.monotonic() + WRITER_S
-    with (path / WRITER).open("a") as lock:
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                raise RunFolderError(f"{path}: another process trains this run; it must end first")
-            time.sleep(0.2)
-        yield
-
-
-def _locked(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
