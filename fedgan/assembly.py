@@ -96,8 +96,12 @@ def promise_in(settings: Training, ledger: Ledger, *, federation: str) -> Promis
     """
     if not isinstance(settings.privacy, PatientPrivacy):
         return None
-    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
-    return Promise(build_mechanism(settings.privacy, length), ledger, federation)
+    return Promise(build_mechanism(settings.privacy, length_of(settings)), ledger, federation)
+
+
+def length_of(settings: Training) -> Length:
+    """Return how long a run is, from which its noise follows."""
+    return Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
 
 
 def sharing_in(settings: Training, networks: Method) -> Sharing:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from fedgan.assembly import length_of
 from fedgan.audit import Audit
 from fedgan.cohort.batches import batch_of_patient, patients_of
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
@@ -23,7 +24,7 @@ from fedgan.federated.site import load_weights, weights_of
 from fedgan.gan.build import build_networks, choose_device
 from fedgan.gan.method import Method
 from fedgan.privacy.attacks import Step, best_guess, losses_of, member_scores, psnr, reconstruct, toss
-from fedgan.privacy.build import Length, build_mechanism
+from fedgan.privacy.build import build_mechanism
 from fedgan.privacy.dp_sgd import Mechanism, noisy_sum
 from fedgan.records import Batch, Weights
 from fedgan.results.bootstrap import Bootstrap
@@ -99,8 +100,7 @@ def attack(
         SettingsError: no noise is enough for what a private run of that length promises.
     """
     privacy = _privacy_of(settings)
-    length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
-    mechanism = build_mechanism(privacy, length)
+    mechanism = build_mechanism(privacy, length_of(settings))
     networks = build_networks(
         settings.model,
         num_diseases=len(settings.data.diseases),

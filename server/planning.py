@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from fedgan.assembly import most_released, networks_for, site_noise_in
+from fedgan.assembly import length_of, most_released, networks_for, site_noise_in
 from fedgan.config import load
 from fedgan.errors import SettingsError
-from fedgan.privacy.build import Length
 from fedgan.privacy.telling import tell_plan, tell_site_plan
 from fedgan.settings import Deployment, PatientPrivacy, SitePrivacy
 
@@ -21,10 +20,9 @@ def plan(overrides: Sequence[str]) -> Sequence[str]:
     noise = site_noise_in(settings, networks)
     match settings.privacy:
         case PatientPrivacy() as promised:
-            length = Length(settings.rounds, settings.local_steps, settings.model.critic_steps)
             players = (networks.generators(), networks.critics())
             largest = max(sum(parameter.numel() for parameter in player) for player in players)
-            return tell_plan(promised, length, num_parameters=largest)
+            return tell_plan(promised, length_of(settings), num_parameters=largest)
         case SitePrivacy() as promised if noise:
             released = most_released(settings, networks)
             return tell_site_plan(promised, noise, rounds=settings.rounds, num_parameters=released)
