@@ -167,9 +167,11 @@ def site_privacy_of(settings: Run, folder: RunFolder) -> metrics.SitePrivacy | N
         SettingsError: no noise keeps the promise.
     """
     told = folder.history[-1].site_level
+    if told is None:
+        return None
     networks = networks_for(settings)
     noise = site_noise_in(settings, networks)
-    if told is None or noise is None:
+    if noise is None:
         return None
     ratio = noise.noise_to_signal(rounds=settings.rounds, num_parameters=most_released(settings, networks))
     return metrics.SitePrivacy(**dict(told), noise=noise.noise, noise_to_signal=ratio, sites=noise.sites)
