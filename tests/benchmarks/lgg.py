@@ -10,7 +10,6 @@ run again; a run that was stopped is resumed. On one processor core a seed takes
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from resumed import commit, read
 
 from fedgan.cli import main as fed_simulate
 from fedgan.config import load
@@ -51,9 +51,9 @@ def run(data: Path, runs: Path, seed: int, *, alone: bool) -> Metrics:
     return Metrics.model_validate_json((folder / "metrics.json").read_bytes())
 
 
-def lines_of(metrics: Metrics, commit: str) -> Iterator[dict[str, object]]:
+def lines_of(metrics: Metrics, at: str) -> Iterator[dict[str, object]]:
     """Return one line per arm and control, and one for each comparison of the federated arm with another."""
-    about = {"seed": metrics.seed, "commit": commit, "recipe": recipe(), "date": metrics.date}
+    about = {"seed": metrics.seed, "commit": at, "recipe": recipe(), "date": metrics.date}
     about["machine"] = metrics.machine
     for arm in (*metrics.arms, *metrics.controls):
         found = {name: getattr(arm.overall, name) for name in FIGURES}
@@ -112,16 +112,13 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="write a picture of the validation score by round")
     arguments = parser.parse_args()
     began = time.monotonic()
-    git = ["git", "-C", str(LINES.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    kept = [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
-    lines = [line for line in kept if line.get("recipe") == recipe()]
+    lines = [line for line in read(LINES) if line.get("recipe") == recipe()]
     last = "federated" if arguments.alone else "federated minus mean of the local arms"
     for seed in arguments.seeds:
         done = {line["arm"] for line in lines if line["seed"] == seed}
         if last in done or time.monotonic() - began > arguments.minutes * 60:
             continue
-        ran = lines_of(run(arguments.data, arguments.runs, seed, alone=arguments.alone), commit)
+        ran = lines_of(run(arguments.data, arguments.runs, seed, alone=arguments.alone), commit())
         new = [line for line in ran if line["arm"] not in done]
         with LINES.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in new)
