@@ -1,8 +1,10 @@
 """What crosses a boundary: small frozen records, and nothing that needs a network or a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,9 +25,9 @@ class ModelStep:
     """Other tensors that changed, as they now are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GlobalModel:
-    """The coordinator's model after ``round`` completed rounds; 0 is untrained."""
+    """The coordinator's model after ``round`` completed rounds; 0 is untrained. Its weights never change in place."""
 
     round: int
     weights: Weights
@@ -33,6 +35,17 @@ class GlobalModel:
     """What the coordinator alone remembers from round to round, as a server optimiser's moments; it never travels."""
     step: ModelStep | None = None
     """How it came from the model before, if it may travel as that."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the digest of its weights, of which a round asks several times."""
+        return digest_of(self.weights)
+
+    def remembering(self, memory: Weights) -> Self:
+        """Return the same model with another memory."""
+        same = replace(self, memory=memory)
+        same.__dict__.update({name: found for name, found in self.__dict__.items() if name == "digest"})
+        return same
 
 
 def digest_of(weights: Weights) -> str:

@@ -73,7 +73,7 @@ def pack_task(task: RoundTask) -> RecordDict:
 def pack_step(task: RoundTask, step: ModelStep) -> RecordDict:
     """Return the message content of ``task`` for a site that has the weights from which ``step`` leads to its model."""
     head = _pack_head(task)
-    head["base"], head["digest"] = step.base, digest_of(task.model.weights)
+    head["base"], head["digest"] = step.base, task.model.digest
     moved, replaced = _pack_weights(step.moved), _pack_weights(step.replaced)
     return RecordDict({"task": head, "moved": moved, "replaced": replaced})
 

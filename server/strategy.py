@@ -19,7 +19,7 @@ from fedgan.federated.rules import Rule, weighted_mean
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule
 from fedgan.federated.tensors import entries
-from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, Weights, digest_of
+from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, Weights
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,8 @@ class GanFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine what clients answered; who cannot be combined is logged with the reason, and left out."""
         valid, _ = self._check_and_log_replies(replies, is_train=True)
-        digest = digest_of(self.model.weights)
         answers = {f"{reply.metadata.src_node_id:020d}": reply for reply in valid}
-        updates = [self._update(node, reply, digest) for node, reply in answers.items()]
+        updates = [self._update(node, reply) for node, reply in answers.items()]
         self.model, judged = self.combination.judge(self.model, updates)
         accepted = [update for update in judged if isinstance(update, SiteUpdate)]
         if not accepted:
@@ -127,7 +126,7 @@ class GanFedAvg(FedAvg):
         arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in self.model.weights.items()})
         return arrays, self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
-    def _update(self, node: str, reply: Message, digest: str) -> SiteUpdate:
+    def _update(self, node: str, reply: Message) -> SiteUpdate:
         """Return a reply as an update: how far each tensor moved, and by how many examples."""
         content = reply.content
         metrics = {name: value for record in content.metric_records.values() for name, value in record.items()}
@@ -139,7 +138,7 @@ class GanFedAvg(FedAvg):
         after = _tensors(next(iter(content.array_records.values())))
         before = self.model.weights
         delta = {name: tensor - before[name] if name in before else tensor for name, tensor in after.items()}
-        return SiteUpdate(node, self.model.round, digest, delta, counts, {})
+        return SiteUpdate(node, self.model.round, self.model.digest, delta, counts, {})
 
 
 def _count(value: object) -> int:

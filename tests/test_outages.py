@@ -31,8 +31,11 @@ SITES = ("A", "B")
 DEADLINE_S = 120
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
 
+ROUNDS = 1 + 4 * KILLS
+"""So many that the run is hardly over before its last kill."""
+
 LONGEST_PAUSE_S = 30.0
-"""Between a kept round and the next kill, at most."""
+"""Between a kept round and the next kill, at most, and at most as long as two such rounds took."""
 
 STUCK_S = 5 * DEADLINE_S
 """Longest time to the next kept round after a kill: Flower takes a minute to see a loss, and another to take back."""
@@ -101,13 +104,13 @@ class Outages:
     def start(self, name: str) -> None:
         self.started[name] = self.running.enter_context(self.stage.keep(name, *self.commands[name]))
 
-    def kill(self, home: Path, word: str) -> bool:
-        """Kill what is to be killed, and return whether there was anything."""
+    def kill(self, home: Path, word: str) -> int:
+        """Kill what is to be killed, and return how many processes that were."""
         doomed = processes_of(home, word)
         for number in doomed:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        return bool(doomed)
+        return len(doomed)
 
     def start_again(self) -> None:
         """Start again what a person must, and nothing else may have ended."""
@@ -123,6 +126,19 @@ class Outages:
         assert self.kept.items() <= found.items()
         self.kept = found
         return len(found)
+
+    def is_over(self) -> bool:
+        return CurrentRun(self.home).path is None
+
+    def wait_for_round(self, other: Callable[[], bool] = lambda: False) -> int:
+        """Wait for the next kept round, the run's end or something ``other``; return how many were kept before."""
+        kept = self.look()
+        self.wait(lambda: other() or self.look() > kept or self.is_over(), f"round {kept + 1}", STUCK_S)
+        return kept
+
+    def last_seconds(self) -> float:
+        """Return how long the last kept round took."""
+        return RunFolder(self.run, {}).history[-1].seconds
 
     def wait(self, there: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -143,14 +159,11 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
 
     with ExitStack() as running:
         federation = Outages(folder, running)
-        federation.begin(rounds=KILLS + 1)
-        for number in range(KILLS):
-            federation.wait(lambda at=number: federation.look() >= at, f"round {number}", STUCK_S)
+        federation.begin(ROUNDS)
+        for _ in range(KILLS):
             kill_something(federation, chance)
-        federation.wait(lambda: federation.look() == KILLS + 1, "the last round", STUCK_S)
-        federation.wait(
-            lambda: federation.look() > 0 and CurrentRun(federation.home).path is None, "the run's end", STUCK_S
-        )
+        while not federation.is_over():
+            federation.wait_for_round()
         federation.wait(
             lambda: federation.look() > 0 and all(has_last(federation.home, folder / f"site-{site}") for site in SITES),
             "the release",
@@ -162,19 +175,25 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
 
 
 def kill_something(federation: Outages, chance: random.Random) -> None:
-    """Wait for a random moment, and kill something that is there, some of which comes and goes."""
-    time.sleep(chance.uniform(0, LONGEST_PAUSE_S))
+    """Kill something that is there at a random moment of the next rounds; some of it comes and goes."""
+    longest = LONGEST_PAUSE_S
+    if federation.look():
+        federation.wait_for_round()
+        longest = min(longest, 2 * federation.last_seconds())
+    time.sleep(chance.uniform(0, longest))
     homes = [(federation.folder / f"site-{site}", word) for site in SITES for word in AT_A_SITE]
     homes += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
-    home, word = chance.choice(homes)
-    kept = federation.look()
-    federation.wait(lambda: federation.kill(home, word), f"{word} at {home.name}", STUCK_S)
-    print(f"{time.strftime('%H:%M:%S')} {kept} rounds kept; killed at {home.name}: {word or 'everything'}")  # noqa: T201
+    while True:
+        home, word = chance.choice(homes)
+        kept = federation.wait_for_round(lambda home=home, word=word: bool(processes_of(home, word)))
+        if federation.kill(home, word):
+            print(f"{time.strftime('%H:%M:%S')} {kept} rounds kept; killed at {home.name}: {word or 'everything'}")  # noqa: T201
+            return
 
 
 def assert_whole(federation: Outages) -> None:
     history = RunFolder(federation.run, {}).history
-    assert [entry.round for entry in history] == list(range(1, KILLS + 2))
+    assert [entry.round for entry in history] == list(range(1, ROUNDS + 1))
     assert max(entry.seconds for entry in history) < DEADLINE_S + 60
     events = [json.loads(line) for line in (federation.run / "audit.jsonl").read_text().splitlines()]
     told = [event["round"] for event in events if event["event"] == "round kept"]

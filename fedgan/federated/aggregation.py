@@ -7,7 +7,7 @@ the order of arrival changes nothing, to the bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class GanFedAvg:
         found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
         memory = {**model.memory, **remember(model.memory, found)}
         again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
-        return replace(model, memory=memory), judge_agreement(fitting, again)
+        return model.remembering(memory), judge_agreement(fitting, again)
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""

@@ -9,7 +9,7 @@ from fedgan.federated.compression import Encoding, step_between, take_step
 from fedgan.federated.server_step import Move
 from fedgan.federated.spectral import leading_vectors
 from fedgan.federated.tensors import Entry
-from fedgan.records import GlobalModel, ModelStep, Weights, digest_of
+from fedgan.records import GlobalModel, ModelStep, Weights
 
 PART = 2**17
 """Numbers of a tensor that are combined at a time: so few that sums in float64 stay near the processor."""
@@ -81,7 +81,7 @@ def _step(model: GlobalModel, weights: Weights, moved: Weights) -> ModelStep:
         for name, tensor in weights.items()
         if name not in moved and not torch.equal(tensor, model.weights[name])
     }
-    return ModelStep(digest_of(model.weights), moved, replaced)
+    return ModelStep(model.digest, moved, replaced)
 
 
 def _vectors(weights: Weights, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:

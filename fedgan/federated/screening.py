@@ -23,7 +23,7 @@ from fedgan.errors import (
 from fedgan.federated.compression import Encoding, names_in, part_of
 from fedgan.federated.compression import expected as expected_tensors
 from fedgan.federated.tensors import Entry, Role, Side
-from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights, digest_of
+from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Expected:
 
 def expected_of(model: GlobalModel, sent: Weights, encodings: Mapping[str, Encoding]) -> Expected:
     """Return what updates of ``model`` must fit, if these of its tensors are sent, in these encodings."""
-    return Expected(model.round, digest_of(model.weights), expected_tensors(sent, encodings))
+    return Expected(model.round, model.digest, expected_tensors(sent, encodings))
 
 
 def check(expected: Expected, update: SiteUpdate) -> None:

@@ -21,7 +21,7 @@ from fedgan.gan.method import Method
 from fedgan.gan.training import OnStep, Players, moments_of, players_for, take_over, train
 from fedgan.privacy.dp_sgd import train_privately
 from fedgan.privacy.promise import Promise
-from fedgan.records import Answer, Batch, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights, digest_of
+from fedgan.records import Answer, Batch, RoundTask, ScanCounts, SiteFailure, SiteUpdate, Weights
 from fedgan.streams import generator_for
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Site:
         scores = {} if promise else self.recipe.validate(self.networks, self.val_cohort)
         metrics = {f"validation/{name}": score for name, score in scores.items()}
         if not task.local_steps:
-            return SiteUpdate(self.name, task.model.round, digest_of(before), {}, self.counts, metrics)
+            return SiteUpdate(self.name, task.model.round, task.model.digest, {}, self.counts, metrics)
         if not self.counts.labelled:
             raise CohortError(self.name, ["no training scan is labelled normal or abnormal"])
         charge = promise.reserve(task) if promise else 0  # before the first gradient: a crash must never hide it
@@ -128,7 +128,7 @@ class Site:
         return SiteUpdate(
             site=self.name,
             round=number,
-            digest=digest_of(before),
+            digest=task.model.digest,
             delta=delta,
             counts=self.counts,
             metrics=metrics,

@@ -16,7 +16,7 @@ from fedgan.errors import BudgetExhausted
 from fedgan.privacy.accounting import Releases
 from fedgan.privacy.chance import secret_normal
 from fedgan.privacy.ledger import Charge, Ledger
-from fedgan.records import GlobalModel, digest_of
+from fedgan.records import GlobalModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class SiteAccount:
             BudgetExhausted: it would go over the coordinator's ceiling.
             LedgerError: as of ``Ledger.reserve``.
         """
-        digest, releases = digest_of(model.weights), self._releases(players)
+        digest, releases = model.digest, self._releases(players)
         try:
             self.ledger.reserve(Charge(self.run, model.round, digest, releases, mechanism="gaussian, one site"))
         except BudgetExhausted as refusal:

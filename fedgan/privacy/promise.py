@@ -23,7 +23,7 @@ class Promise:
             BudgetExhausted, LedgerError: as of ``Ledger.reserve``.
         """
         releases = self.mechanism.releases(task.local_steps)
-        return self.ledger.reserve(Charge(self.federation, task.model.round, digest_of(task.model.weights), releases))
+        return self.ledger.reserve(Charge(self.federation, task.model.round, task.model.digest, releases))
 
     def settle(self, charge: int, delta: Weights) -> float:
         """Note what is sent for a charge, and return the epsilon that the site has spent.
