@@ -27,6 +27,9 @@ from fedgan.processes import flower_environment, free_port, keep_running
 LOOK_S = 0.3
 """Between two looks at what has happened."""
 
+SOON = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+"""Flower's SuperExec asks this site's own SuperNode for tasks so often, in seconds; otherwise once a second."""
+
 log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
@@ -118,7 +121,7 @@ class _Processes:
                 self.say(line)
 
     def _keep(self, name: str, command: list[str], on_end: Callable[[int], None]) -> None:
-        env, file = flower_environment(self.home.inside("link")), self.home.inside("logs") / f"{name}.log"
+        env, file = flower_environment(self.home.inside("link")) | SOON, self.home.inside("logs") / f"{name}.log"
         keep_running(command, env, file, until=self.stop, on_end=on_end)
 
     def _worker(self) -> list[str]:

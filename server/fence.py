@@ -30,22 +30,23 @@ from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answe
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
-from server.presence import note_activation
+from server.long_poll import SENT, LongPoll
+from server.presence import PRESENCE, note_activation
 from server.registry import Member
 
 log = logging.getLogger(__name__)
 
-ACTIVATE = "/v1/fleet/activate-node"
+ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"
 
 FLEET = frozenset(
     {
         ACTIVATE,
+        PULL,
         *(
             f"/v1/fleet/{name}"
             for name in (
                 "deactivate-node",
                 "send-node-heartbeat",
-                "pull-messages",
                 "push-messages",
                 "get-run",
                 "get-fab",
@@ -103,19 +104,20 @@ class Fence:
         link: Client,
         link_url: str,
         *,
-        presence: Path,
+        home: Path,
         routes: Mapping[str, Endpoint] | None = None,
     ) -> None:
-        """Take whom to ask about sites, where to write, and the SuperLink behind.
+        """Take whom to ask about sites, where to write, the SuperLink behind, and the federation's folder.
 
-        ``presence`` is the file of ``server.presence``; ``routes`` are more paths below ``/federation/`` for sites.
+        ``routes`` are more paths below ``/federation/`` for sites.
         """
         self._enrolment = enrolment
         self._audit = audit
         self._link = link
         self._link_url = link_url
-        self._presence = presence
+        self._presence = home / PRESENCE
         self._unnoted = 0
+        self.long_poll = LongPoll(home / SENT)
         self.ceilings = Ceilings.usual()
         own = [
             Route("/federation/enrolment", self._enrol, methods=["POST"]),
@@ -172,6 +174,8 @@ class Fence:
             await answer(send, 503)
         elif not self.ceilings.site.allows(member.site):
             await self.refuse(scope, send, 503, "too many requests", member)
+        elif scope["path"] == PULL and not await self.long_poll.wait(member.site):
+            await answer(send, 503)
         else:
             url = self._link_url + scope["path"]
             status = await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
@@ -181,6 +185,7 @@ class Fence:
                 await run_in_threadpool(self._welcome, member.site)
 
     def _welcome(self, site: str) -> None:
+        self.long_poll.forget(site)
         log.info("site %s is here", site)
         try:
             note_activation(self._presence, site, time.time())

@@ -16,6 +16,7 @@ from fedgan.simulation import open_folder, train_in_folder
 from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
+from server.long_poll import SENT
 from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
@@ -50,6 +51,7 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
             folder.spool,
             quorum=settings.quorum,
             joined_anew=Returns(home),
+            sent=(home.path / SENT).touch,
         )
         try:
             train_in_folder(

@@ -21,7 +21,6 @@ from server.current import CurrentRun
 from server.door import door_to, server_context
 from server.fence import Endpoint, Fence
 from server.home import Home
-from server.presence import PRESENCE
 from server.registry import Registry
 from server.superlink import Keys, Superlink
 
@@ -80,12 +79,12 @@ async def serve(
     """Be the fence on a listening socket, before the SuperLink at ``link_url``, until the event."""
     verify = ssl.create_default_context(cafile=home.authority_certificate)
     async with streaming_client(verify) as client:
-        presence = home.path / PRESENCE
-        fence = Fence(Enrolment(home), home.audit, client, link_url, presence=presence, routes=routes)
+        fence = Fence(Enrolment(home), home.audit, client, link_url, home=home.path, routes=routes)
         server = uvicorn.Server(door_to(fence, server_context(home), fence.turned))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not until.is_set() and not serving.done():
             await asyncio.sleep(0.2)
+        fence.long_poll.close()
         server.should_exit = True
         await serving
 

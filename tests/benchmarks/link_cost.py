@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -45,7 +45,7 @@ WIDTHS = {10: 16, 350: 104}
 """Width of the networks of about so many megabytes."""
 
 SETTINGS = ["model=taggan", "data.size=32", "data.diseases=[diffuse]", "select=last"]
-SETTINGS += ["model.weights.cycle=1", "local_steps=1", "deadline_s=3600", "name=cost"]
+SETTINGS += ["model.weights.cycle=1", "local_steps=1", "deadline_s=3600"]
 SCANS = {"kind": "phantoms", "patients": 6, "images_per_patient": 1, "seed": 0}
 ROUND_S = 3600.0
 
@@ -69,7 +69,28 @@ def settings_of(width: int, rounds: int, sites: Sequence[str] = SITES) -> list[s
 
 @contextmanager
 def ours(folder: Path, width: int, rounds: int, sites: Sequence[str] = SITES) -> Iterator[Federation]:
-    """Run this federation, by its own commands."""
+    """Run this federation with sites that do not train."""
+    script = str(Path(__file__).with_name("idle_sites.py"))
+    words = settings_of(width, rounds, sites)
+    with joined(folder, dict.fromkeys(sites, SCANS), words, lambda site, place: (script, site, str(place))) as running:
+        yield running
+
+
+@contextmanager
+def joined(
+    folder: Path,
+    scans: Mapping[str, Mapping[str, object]],
+    settings: Sequence[str],
+    site_words: Callable[[str, Path], Sequence[str]],
+) -> Iterator[Federation]:
+    """Run this federation, by its own commands.
+
+    Args:
+        folder: of everything.
+        scans: of each site, as its policy names them.
+        settings: of the run.
+        site_words: Python's words for a site that takes part, from its name and folder.
+    """
     home = Home(folder / "federation")
     with ExitStack() as running:
 
@@ -77,21 +98,20 @@ def ours(folder: Path, width: int, rounds: int, sites: Sequence[str] = SITES) ->
             command = [sys.executable, "-P", *words]
             return running.enter_context(process_group(command, flower_environment(folder), folder / f"{log}.log"))
 
-        invited = found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=sites)
+        invited = found(home, name="cost", address=f"127.0.0.1:{free_port()}", sites=list(scans))
         up = keep("up", "-m", "server.cli", "up", "--home", str(home.path))
         wait_until_open(home.federation.port, up, folder / "up.log")
         taking_part = []
-        for site in sites:
+        for site, of_site in scans.items():
             place = folder / f"site-{site}"
             enrol = ["-m", "client.cli", "--site", site, "--home", str(place), "enrol"]
             enrolling = keep(f"enrol-{site}", *enrol, invited[site].encode())
             _approve(home, site, enrolling)
-            policy = yaml.safe_load(DEFAULT) | {"scans": SCANS, "device": "cpu", "threads": 1}
-            policy["models"]["width"] = width
+            policy = yaml.safe_load(DEFAULT) | {"scans": dict(of_site), "device": "cpu", "threads": 1}
+            policy["models"]["width"] = max(WIDTHS.values())
             (place / "policy.yaml").write_text(yaml.safe_dump(policy))
-            script = str(Path(__file__).with_name("idle_sites.py"))
-            taking_part.append(keep(f"site-{site}", script, site, str(place)).pid)
-        run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings_of(width, rounds, sites))
+            taking_part.append(keep(f"site-{site}", *site_words(site, place)).pid)
+        run = keep("run", "-m", "server.cli", "run", "--home", str(home.path), *settings, "name=cost")
         history = home.path / "runs/cost/history.json"
 
         def finished() -> int:

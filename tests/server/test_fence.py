@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
-from server.presence import activations
-from server.up import PRESENCE
+from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
 PULL, PUSH, ACTIVATE = "/v1/fleet/pull-messages", "/v1/fleet/push-object", "/v1/fleet/activate-node"

@@ -17,8 +17,7 @@ from fedgan.identity import Authority, new_key, private_pem
 from fedgan.processes import flower_environment, free_port, process_group
 from server.authority import Enrolment
 from server.home import Home, certificate_pem
-from server.presence import activations
-from server.up import PRESENCE
+from server.presence import PRESENCE, activations
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0

@@ -1,0 +1,62 @@
+"""Long polling: a site's question for tasks waits at the fence until tasks have been sent.
+
+Flower's SuperNode asks every three seconds, and would lose as many in every round; nothing else in it needs changing.
+The process that sends tasks says so by touching a file, which the fence sees.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+
+SENT = "link/sent"
+"""Where in a home the file is."""
+
+HOLD_S = 20.0
+"""How long a question waits: Flower's SuperNode gives up after thirty seconds."""
+
+LOOK_S = 0.1
+
+
+class LongPoll:
+    """Holds each site's question until tasks have been sent since its last one; of one event loop."""
+
+    def __init__(self, sent: Path) -> None:
+        """Take the file that is touched when tasks have been sent."""
+        self._sent = sent
+        self._known: dict[str, int] = {}
+        self._questions: Counter[str] = Counter()
+        self._closed = False
+
+    async def wait(self, site: str) -> bool:
+        """Wait until the site's question should be asked; return whether it still should.
+
+        It should not if the site has asked again or has come in anew, as after a crash: the task would go to nobody.
+        """
+        self._questions[site] += 1
+        question, deadline = self._questions[site], time.monotonic() + HOLD_S
+        while self._known.get(site) == (sent := _changed_ns(self._sent)) and time.monotonic() < deadline:
+            if self._closed:
+                break
+            await asyncio.sleep(LOOK_S)
+            if self._questions[site] != question:
+                return False
+        self._known[site] = sent
+        return True
+
+    def forget(self, site: str) -> None:
+        """Let no earlier question of a site stand, and the next one not wait."""
+        self._questions[site] += 1
+        self._known.pop(site, None)
+
+    def close(self) -> None:
+        """Let no question wait any longer."""
+        self._closed = True
+
+
+def _changed_ns(path: Path) -> int:
+    """Return when a file was last touched; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
