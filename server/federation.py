@@ -116,8 +116,8 @@ class _Asking:
             return
         self.next_look = time.monotonic() + LOOK_S
         there = set(self._patiently(self.federation.grid.get_node_ids))
-        due = [node for node, site in self.sites.items() if node in there and self._lacks(site)]
-        self._push(due)
+        if due := [node for node, site in self.sites.items() if node in there and self._lacks(site)]:
+            self._push(due)
 
     def _lacks(self, site: str) -> bool:
         if site in self.answers:
