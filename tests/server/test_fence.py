@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
+from server.long_poll import SENT
 from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
@@ -99,6 +101,20 @@ def test_when_a_site_came_in_is_written_down(coordinator):
 
     assert wait_until(lambda: activations(coordinator.home.path / PRESENCE)["A"].times == 2)
     assert abs(activations(coordinator.home.path / PRESENCE)["A"].at - time.time()) < 60
+
+
+def test_a_site_that_asks_for_tasks_again_waits_until_some_have_been_sent(coordinator):
+    badge = coordinator.admit("A")
+
+    with coordinator.client(badge) as client, ThreadPoolExecutor(1) as pool:
+        client.post(PULL, headers=badge.flower)
+        asking = pool.submit(client.post, PULL, headers=badge.flower)
+        waits = not wait([asking], timeout=0.5).done
+        (coordinator.home.path / SENT).touch()
+        response = asking.result()
+
+    assert waits
+    assert (response.status_code, len(coordinator.passed)) == (200, 2)
 
 
 def test_who_shows_no_certificate_does_not_reach_flower(coordinator):
