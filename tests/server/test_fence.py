@@ -110,6 +110,7 @@ def test_a_site_that_asks_for_tasks_again_waits_until_some_have_been_sent(coordi
         client.post(PULL, headers=badge.flower)
         asking = pool.submit(client.post, PULL, headers=badge.flower)
         waits = not wait([asking], timeout=0.5).done
+        coordinator.home.folder("link")
         (coordinator.home.path / SENT).touch()
         response = asking.result()
 
