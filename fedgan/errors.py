@@ -195,7 +195,7 @@ class ForeignUpdate(UpdateRejected):
 
 
 class NoImages(UpdateRejected):
-    """An update claims no training scan, or fewer than none."""
+    """An update claims no training scan, fewer than none, or those of other diseases than were asked about."""
 
 
 class NotFinite(UpdateRejected):

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedgan.federated.agreement import agreements, apart, remember
-from fedgan.federated.compression import Encoding, names_in, part_of
+from fedgan.federated.agreement import agreements, apart, inner_products, remember
+from fedgan.federated.compression import Encoding, names_in, reader
 from fedgan.federated.next_model import advance, next_model, parts_of
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
 from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, measure, medians
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
-from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.federated.tensors import Entry, Role
 from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUpdate, Weights
 
 COUNTS = "counts/"
@@ -36,8 +36,8 @@ class _Voice:
     counts: ScanCounts
     driven: Mapping[str, int]
     """Network to number of scans that train it."""
-    factor: Mapping[Side, float]
-    """By how much its step is shortened."""
+    factor: Norms
+    """By how much its step is shortened, by ``Entry.moves_with``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class GanFedAvg:
         The model comes back with what is remembered of how well sites agree.
         """
         sent = {name: model.weights[name] for name in self._sent(model)}
-        fitting = judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
+        expected = expected_of(model, sent, self.encodings, self.entries)
+        fitting = judge(answers, expected, self.entries, ratio=self.norm_ratio)
         found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
         memory = {**model.memory, **remember(model.memory, found)}
         again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
@@ -114,12 +115,13 @@ class GanFedAvg:
         return advance(name, model, move, self._agreed(name, model.weights[name], voices))
 
     def _agreed(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[slice, Tensor]]:
-        side = self.entries[name].side
+        group = self.entries[name].moves_with or ""
         for span, of_voice in self._spans(name, before, voices):
             heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
+            readers = [reader(voice.delta, name) for voice, _ in heard]
+            of_each = [share * voice.factor[group] for voice, share in heard]
             for part in parts_of(span) if heard else ():
-                parts = [part_of(voice.delta, name, part) for voice, _ in heard]
-                yield part, self.rule(parts, [share * voice.factor[side] for voice, share in heard])
+                yield part, self.rule([read(part) for read in readers], of_each)
 
     def _spans(self, name: str, before: Tensor, voices: Sequence[_Voice]) -> Iterator[tuple[range, list[float]]]:
         """Yield the parts of a flat tensor that have shares of their own: all of it, or the row of each disease."""
@@ -165,7 +167,7 @@ class GanFedAvg:
     def _voices(self, ordered: Sequence[SiteUpdate]) -> list[_Voice]:
         """Return what the trusted sites say."""
         trusted = ordered if self.suspects is None else self._nearest(ordered, self.suspects)
-        whole = dict.fromkeys(Side, 1.0)
+        whole = {group: 1.0 for entry in self.entries.values() if (group := entry.moves_with)}
         factors = [whole for _ in trusted] if self.clip is None else self._shortened(trusted, self.clip)
         return [
             _Voice(update.site, update.delta, update.counts, self.driven_by(update.counts), factor)
@@ -175,17 +177,14 @@ class GanFedAvg:
     def _shortened(self, updates: Sequence[SiteUpdate], clip: float) -> list[Norms]:
         """Return by how much each update is shortened to reach at most ``clip`` times the median norm."""
         norms = [measure(update, self.entries) for update in updates]
-        longest = {side: clip * usual for side, usual in medians(norms).items()}
-        return [{side: min(1.0, longest[side] / norm) if norm else 1.0 for side, norm in of.items()} for of in norms]
+        longest = {group: clip * usual for group, usual in medians(norms).items()}
+        return [{group: min(1.0, longest[group] / norm) if norm else 1.0 for group, norm in of.items()} for of in norms]
 
     def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
         """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
-        products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-        for name in names_in(updates[0].delta):
-            if self.entries[name].role in (Role.WEIGHT, Role.AFFINE):
-                for span in parts_of(range(updates[0].delta[name].numel())):
-                    part = torch.stack([part_of(update.delta, name, span) for update in updates]).double()
-                    products += part @ part.T
+        moved = [name for name in names_in(updates[0].delta) if self.entries[name].moves_with]
+        spans = {name: range(updates[0].delta[name].numel()) for name in moved}
+        products = inner_products([update.delta for update in updates], spans)
         squares = products.diagonal()
         distances = squares[:, None] + squares[None, :] - 2 * products
         count = min((len(updates) - 1) // 2, max(1, round(suspects * len(updates))))
@@ -229,7 +228,9 @@ class FedAvg:
 
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, list[Answer]]:
         """Return the answers, with a failure in place of each update of ``model`` that cannot be added."""
-        return model, judge(answers, expected_of(model, model.weights, {}), self.entries, ratio=float("inf"))
+        return model, judge(
+            answers, expected_of(model, model.weights, {}, self.entries), self.entries, ratio=float("inf")
+        )
 
     def aggregate(self, model: GlobalModel, updates: Sequence[SiteUpdate]) -> tuple[GlobalModel, Contribution]:
         """Return the next model, and how much each site counted in it."""

@@ -12,13 +12,16 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedgan.federated.compression import names_in, part_of
+from fedgan.federated.compression import names_in, part_of, reader
 from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import SiteUpdate, Weights
 from fedgan.streams import generator_for
 
 SAMPLE = 2**18
 """Numbers of each player that are looked at, from places that no site can know before it has answered."""
+
+AT_ONCE = 2**13
+"""Numbers of each update that are multiplied at a time: so few that those of fifty stay near the processor."""
 
 FEWEST = 4
 """Sites without which none can be told from the others: three honest ones and one that is not."""
@@ -39,6 +42,7 @@ def agreements(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry]) -> d
     A player that fewer than four sites move is left out.
     """
     found: dict[Side, dict[str, float]] = {}
+    updates = sorted(updates, key=lambda update: update.site)
     for side in Side:
         products = _products(updates, entries, side)
         moving = [number for number in range(len(updates)) if products[number, number] > 0]
@@ -52,9 +56,8 @@ def agreements(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry]) -> d
 
 def _products(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry], side: Side) -> Tensor:
     """Return the inner products of the updates' steps of one player, over a sample of its numbers: (K, K)."""
-    products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     if not updates:
-        return products
+        return torch.zeros(0, 0, dtype=torch.float64)
     names = [
         name
         for name in names_in(updates[0].delta)
@@ -65,11 +68,23 @@ def _products(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry], side:
     # The sites' own first numbers choose the places: nobody knows them before all have answered.
     told = [float(part_of(update.delta, name, slice(0, 1)).sum()) for update in updates for name in names[:1]]
     rng = generator_for(0, "places", side.value, *[number.hex() for number in told])
+    spans = {}
     for name, size in sizes.items():
         length = max(1, round(share * size))
         start = int(torch.randint(size - length + 1, (), generator=rng))
-        part = torch.stack([part_of(update.delta, name, slice(start, start + length)) for update in updates]).double()
-        products += part @ part.T
+        spans[name] = range(start, start + length)
+    return inner_products([update.delta for update in updates], spans)
+
+
+def inner_products(deltas: Sequence[Weights], spans: Mapping[str, range]) -> Tensor:
+    """Return the inner products of several updates' steps, in float64, over ``spans`` of flat tensors: (K, K)."""
+    products = torch.zeros(len(deltas), len(deltas), dtype=torch.float64)
+    for name, span in spans.items():
+        readers = [reader(delta, name) for delta in deltas]
+        for start in span[::AT_ONCE]:
+            part = slice(start, min(start + AT_ONCE, span.stop))
+            steps = torch.stack([read(part) for read in readers]).double()
+            products += steps @ steps.T
     return products
 
 

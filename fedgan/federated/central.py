@@ -47,7 +47,7 @@ class NoisyFedAvg:
         Each is judged by itself: one that is refused for what others sent would tell of them.
         """
         sent = {name: model.weights[name] for name in self._sent(model.round)}
-        expected = expected_of(model, sent, self.encodings)
+        expected = expected_of(model, sent, self.encodings, self.entries)
         return model, judge(answers, expected, self.entries, ratio=float("inf"))
 
     def affords(self, number: int) -> bool:

@@ -5,7 +5,7 @@ arXiv:1901.09847), so that nothing is lost in the long run. Scales by block afte
 (arXiv:2110.02861): one large number costs its neighbours precision, and no others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -58,19 +58,29 @@ def names_in(encoded: Weights) -> list[str]:
     return [name for name in encoded if not name.endswith(SCALE)]
 
 
-def part_of(encoded: Weights, name: str, part: slice) -> Tensor:
-    """Return a part of a flat tensor as it was, or as near to it as its bits allow.
+def reader(encoded: Weights, name: str) -> Callable[[slice], Tensor]:
+    """Return what reads parts of a flat tensor as it was, or as near to it as its bits allow.
 
     >>> delta = encode({"w": torch.tensor([1.0, -0.5, 0.0])}, {"w": "int8"})
-    >>> part_of(delta, "w", slice(0, 2))
+    >>> reader(delta, "w")(slice(0, 2))
     tensor([ 1.0000, -0.5039])
     """
-    values = encoded[name].reshape(-1)[part]
-    if values.dtype != torch.int8:
-        return values
-    first, last = part.start // BLOCK, -(-part.stop // BLOCK)
-    scales = encoded[f"{name}{SCALE}"][first:last].repeat_interleave(BLOCK)
-    return values * scales[part.start - first * BLOCK :][: len(values)]
+    flat = encoded[name].reshape(-1)
+    if flat.dtype != torch.int8:
+        return flat.__getitem__
+    scales = encoded[f"{name}{SCALE}"]
+
+    def read(part: slice) -> Tensor:
+        first, last = part.start // BLOCK, -(-part.stop // BLOCK)
+        of_each = scales[first:last].repeat_interleave(BLOCK)[part.start - first * BLOCK :]
+        return flat[part] * of_each[: part.stop - part.start]
+
+    return read
+
+
+def part_of(encoded: Weights, name: str, part: slice) -> Tensor:
+    """Return one part of a flat tensor; see ``reader``."""
+    return reader(encoded, name)(part)
 
 
 def decode(encoded: Weights) -> dict[str, Tensor]:

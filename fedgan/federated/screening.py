@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, median_low
 
 import torch
 from torch import Tensor
@@ -22,20 +22,23 @@ from fedgan.errors import (
 )
 from fedgan.federated.compression import Encoding, names_in, part_of
 from fedgan.federated.compression import expected as expected_tensors
-from fedgan.federated.tensors import Entry, Role, Side
-from fedgan.records import Answer, GlobalModel, SiteFailure, SiteUpdate, Weights
+from fedgan.federated.tensors import Entry, Role
+from fedgan.records import Answer, GlobalModel, ScanCounts, SiteFailure, SiteUpdate, Weights
 
 log = logging.getLogger(__name__)
 
-METRIC = re.compile(r"(loss|validation|traffic|privacy)/[a-z0-9_]{1,40}")
+METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}|traffic/(to|from)_site|privacy/epsilon")
 
 SIGNLESS = ("validation/", "privacy/")
 
 FEWEST_FOR_A_MEDIAN = 3
 """With two updates, the median of their norms is no witness against either."""
 
-Norms = Mapping[Side, float]
-"""How far an update moves each player, over trained tensors."""
+MOST_BATCHES = 2**40
+"""That one round may have, by which a norm's counter grows."""
+
+Norms = Mapping[str, float]
+"""How far an update moves each player, over trained tensors, and its moving average; see ``Entry.moves_with``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,16 @@ class Expected:
     digest: str
     tensors: Mapping[str, tuple[torch.Size, torch.dtype]]
     """Shape and type of each tensor that a delta must have, by name."""
+    num_diseases: int | None
+    """By how many diseases sites count their scans; any number if no tensor has a row for each."""
 
 
-def expected_of(model: GlobalModel, sent: Weights, encodings: Mapping[str, Encoding]) -> Expected:
+def expected_of(
+    model: GlobalModel, sent: Weights, encodings: Mapping[str, Encoding], entries: Mapping[str, Entry]
+) -> Expected:
     """Return what updates of ``model`` must fit, if these of its tensors are sent, in these encodings."""
-    return Expected(model.round, model.digest, expected_tensors(sent, encodings))
+    rows = [len(model.weights[name]) for name, entry in entries.items() if entry.by_disease]
+    return Expected(model.round, model.digest, expected_tensors(sent, encodings), rows[0] if rows else None)
 
 
 def check(expected: Expected, update: SiteUpdate) -> None:
@@ -66,15 +74,24 @@ def check(expected: Expected, update: SiteUpdate) -> None:
         )
     if update.digest != expected.digest:
         raise StaleUpdate(f"{site} trained another model than the one that was sent; it must update fedgan and restart")
-    counts = update.counts
-    if counts.labelled < 1 or min(counts.normal, counts.abnormal, counts.unlabelled, *counts.by_disease) < 0:
-        raise NoImages(f"{site} claims to have trained on no image; it must check its manifest")
+    _check_counts(expected, update.counts, site)
     if dict(expected.tensors) != {name: (tensor.shape, tensor.dtype) for name, tensor in update.delta.items()}:
         raise ForeignUpdate(
             f"{site} sent tensors that differ from the model's in name, shape or type; "
             "is it running the same model configuration?"
         )
     check_metrics(update)
+
+
+def _check_counts(expected: Expected, counts: ScanCounts, site: str) -> None:
+    if counts.labelled < 1 or min(counts.normal, counts.abnormal, counts.unlabelled, *counts.by_disease) < 0:
+        raise NoImages(f"{site} claims to have trained on no image; it must check its manifest")
+    told = len(counts.by_disease) if expected.num_diseases is None else expected.num_diseases
+    if len(counts.by_disease) != told or max(counts.by_disease, default=0) > counts.abnormal:
+        raise NoImages(
+            f"{site} counts scans of other diseases than were asked about, or more than it has; "
+            "it must update fedgan and restart"
+        )
 
 
 def check_metrics(update: SiteUpdate) -> None:
@@ -91,20 +108,22 @@ def check_metrics(update: SiteUpdate) -> None:
 
 
 def measure(update: SiteUpdate, entries: Mapping[str, Entry]) -> Norms:
-    """Return how far an update moves each player: the Euclidean norm over its trained tensors.
+    """Return how far an update moves each player and its moving average: the Euclidean norm over their tensors.
 
     Raises:
         NotFinite: a value of any tensor is not a finite number, or so large that the norm is none.
     """
-    squares = dict.fromkeys(Side, 0.0)
+    squares = {group: 0.0 for entry in entries.values() if (group := entry.moves_with)}
     for name in names_in(update.delta):
         tensor = part_of(update.delta, name, slice(0, update.delta[name].numel()))
         norm = float(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))) if tensor.is_floating_point() else 0.0
+        if entries[name].role is Role.COUNTER and not 0 <= int(tensor.abs().max()) < MOST_BATCHES:
+            raise NotFinite(f"site {update.site} counts more batches than there can be; it must update fedgan")
         if not math.isfinite(norm):
             raise NotFinite(f"site {update.site} sent values that are not finite; the site must look at its training")
-        if entries[name].role in (Role.WEIGHT, Role.AFFINE):
-            squares[entries[name].side] += norm**2
-    return {side: math.sqrt(square) for side, square in squares.items()}
+        if group := entries[name].moves_with:
+            squares[group] += norm**2
+    return {group: math.sqrt(square) for group, square in squares.items()}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -112,9 +131,12 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def medians(norms: Sequence[Norms]) -> Norms:
-    """Return the median norm of each player, of those updates that move it at all; 0 if none does."""
-    moved = {side: [of_site[side] for of_site in norms if of_site[side] > 0] for side in Side}
-    return {side: median(found) if found else 0.0 for side, found in moved.items()}
+    """Return the median norm of each player, of those updates that move it at all; 0 if none does.
+
+    Of two, it is the smaller: between them, one that is a hundred times as long is no witness.
+    """
+    moved = {group: [of_site[group] for of_site in norms if of_site[group] > 0] for group in norms[0]}
+    return {group: median_low(found) if len(found) == 2 else median(found or [0.0]) for group, found in moved.items()}
 
 
 def check_norms(site: str, norms: Norms, usual: Norms, *, ratio: float) -> None:
@@ -123,10 +145,10 @@ def check_norms(site: str, norms: Norms, usual: Norms, *, ratio: float) -> None:
     Raises:
         TooLarge: as the message says, naming the site.
     """
-    for side, norm in norms.items():
-        if norm > ratio * usual[side] > 0:
+    for group, norm in norms.items():
+        if norm > ratio * usual[group] > 0:
             raise TooLarge(
-                f"site {site} moved the {side} more than {ratio:g} times as far as the median site; "
+                f"site {site} moved the {group} more than {ratio:g} times as far as the median site; "
                 "it must look at its training, and the coordinator at the site"
             )
 

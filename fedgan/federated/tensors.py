@@ -60,6 +60,16 @@ class Entry:
     axis: int = 0
     """Of a spectral-norm vector: the weight's axis that becomes the rows of the matrix."""
 
+    @property
+    def moves_with(self) -> str | None:
+        """Return with which tensors its step is judged: its player's trained ones, or those of its moving average."""
+        match self.role:
+            case Role.WEIGHT | Role.AFFINE:
+                return self.side.value
+            case Role.AVERAGE:
+                return f"{self.side.value}'s moving average"
+        return None
+
 
 def entries(method: Method) -> Mapping[str, Entry]:
     """Return what each tensor of the method's state is, in the state's order.

@@ -11,8 +11,8 @@ from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
 
 MODEL = GlobalModel(4, {"w": torch.tensor([1.0, 1.0]), "c": torch.tensor([1.0])})
-EXPECTED = expected_of(MODEL, MODEL.weights, {})
 ENTRIES = {"w": Entry(Role.WEIGHT, Side.GENERATOR, "g"), "c": Entry(Role.WEIGHT, Side.CRITIC, "c")}
+EXPECTED = expected_of(MODEL, MODEL.weights, {}, ENTRIES)
 
 
 def update(site="B", w=(0.0, 0.0), c=(0.0,), **terms):
@@ -45,6 +45,8 @@ def test_an_update_that_cannot_be_combined_is_refused_by_the_sites_name(wrong, e
         {"validation/pixel_ap": float("nan")},
         {"loss/cycle": float("inf")},
         {"privacy/epsilon": -1.0},
+        {"privacy/patients": 12.0},
+        {"traffic/elsewhere": 1.0},
         {"privacy/epsilon": float("nan")},
         {"name/Jane Doe": 0.5},
         {"loss/Jane Doe": 0.5},
@@ -108,7 +110,7 @@ def test_an_update_in_fewer_bits_is_measured_as_what_it_means(kind):
         for site, scale in (("A", 1.0), ("B", 1.1), ("C", 60.0))
     ]
 
-    judged = judge(honest, expected_of(MODEL, MODEL.weights, encodings), ENTRIES, ratio=5)
+    judged = judge(honest, expected_of(MODEL, MODEL.weights, encodings, ENTRIES), ENTRIES, ratio=5)
 
     assert [isinstance(answer, SiteUpdate) for answer in judged] == [True, True, False]
 
@@ -116,6 +118,45 @@ def test_an_update_in_fewer_bits_is_measured_as_what_it_means(kind):
 def test_a_scale_that_is_not_finite_never_counts():
     wrong = encode({"w": torch.ones(2), "c": torch.zeros(1)}, {"w": "int8"}) | {"w/scale": torch.tensor([float("inf")])}
 
-    judged = judge([update(delta=wrong)], expected_of(MODEL, MODEL.weights, {"w": "int8"}), ENTRIES, ratio=5)
+    judged = judge([update(delta=wrong)], expected_of(MODEL, MODEL.weights, {"w": "int8"}, ENTRIES), ENTRIES, ratio=5)
 
     assert judged == [SiteFailure("B", 4, "NotFinite")]
+
+
+@pytest.mark.parametrize("by_disease", [(), (1,), (1, 1, 1), (3, 1)], ids=["none", "too few", "too many", "more scans"])
+def test_counts_of_other_diseases_than_the_model_has_are_refused(by_disease):
+    rows = {"w": replace(ENTRIES["w"], by_disease=True), "c": ENTRIES["c"]}
+    counts = ScanCounts(normal=1, abnormal=2, by_disease=by_disease)
+
+    with pytest.raises(NoImages, match="site B counts scans of other diseases"):
+        check(expected_of(MODEL, MODEL.weights, {}, rows), update(counts=counts))
+
+
+def test_a_moving_average_is_judged_apart_from_what_it_follows():
+    entries = ENTRIES | {"c": Entry(Role.AVERAGE, Side.GENERATOR, "g_average")}
+    liar = update("Z", w=(0.1, 0.1), c=(1e6,))
+    honest = [update(site, w=(0.1, 0.1), c=(0.1,)) for site in "ABC"]
+
+    judged = judge([*honest, liar], expected_of(MODEL, MODEL.weights, {}, entries), entries, ratio=5)
+
+    assert judged[3] == SiteFailure("Z", 4, "TooLarge")
+    assert judged[:3] == honest
+
+
+def test_of_two_sites_that_move_a_player_one_that_moves_it_a_hundred_times_as_far_is_refused():
+    updates = [update("A", w=(0.1, 0.1)), update("B", w=(0.1, 0.1), c=(0.1,)), update("C", w=(0.1, 0.1), c=(10.0,))]
+
+    judged = judge(updates, EXPECTED, ENTRIES, ratio=5)
+
+    assert judged == [*updates[:2], SiteFailure("C", 4, "TooLarge")]
+
+
+@pytest.mark.parametrize("batches", [2**62, -(2**63), 2**40])
+def test_a_counter_that_no_round_can_reach_is_refused(batches):
+    model = GlobalModel(4, {"n": torch.tensor(3)})
+    entries = {"n": Entry(Role.COUNTER, Side.GENERATOR, "g")}
+    wrong = SiteUpdate("B", 4, model.digest, {"n": torch.tensor(batches)}, ScanCounts(normal=1), {})
+
+    (judged,) = judge([wrong], expected_of(model, model.weights, {}, entries), entries, ratio=5)
+
+    assert judged == SiteFailure("B", 4, "NotFinite")
