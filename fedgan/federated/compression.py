@@ -5,7 +5,7 @@ arXiv:1901.09847), so that nothing is lost in the long run. Scales by block afte
 (arXiv:2110.02861): one large number costs its neighbours precision, and no others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -85,23 +85,34 @@ def part_of(encoded: Weights, name: str, part: slice) -> Tensor:
 
 def decode(encoded: Weights) -> dict[str, Tensor]:
     """Return all tensors as they were, or as near to it as their bits allow, in float32 where they were encoded."""
-    found = {}
-    for name in names_in(encoded):
-        tensor = encoded[name]
-        whole = part_of(encoded, name, slice(0, tensor.numel())).view_as(tensor)
-        found[name] = whole.float() if tensor.dtype == torch.float16 else whole
-    return found
+    return {name: _decoded(encoded, name) for name in names_in(encoded)}
+
+
+def _decoded(encoded: Weights, name: str) -> Tensor:
+    tensor = encoded[name]
+    whole = part_of(encoded, name, slice(0, tensor.numel())).view_as(tensor)
+    return whole.float() if tensor.dtype == torch.float16 else whole
 
 
 def with_feedback(
     delta: Weights, residual: Weights, encodings: Mapping[str, Encoding]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what travels of a delta and of what was lost before, and what is lost now."""
-    whole = {name: tensor + residual[name] if name in residual else tensor for name, tensor in delta.items()}
-    encoded = encode(whole, encodings)
-    lossy = {name for name in whole if encodings.get(name, "none") != "none"}
-    arrived = decode({name: tensor for name, tensor in encoded.items() if name.removesuffix(SCALE) in lossy})
-    return encoded, {name: whole[name] - arrived[name] for name in sorted(lossy)}
+    return _encoded_one_by_one(delta.items(), residual, encodings)
+
+
+def _encoded_one_by_one(
+    tensors: Iterable[tuple[str, Tensor]], residual: Weights, encodings: Mapping[str, Encoding]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    encoded: dict[str, Tensor] = {}
+    lost: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        whole = tensor + residual[name] if name in residual else tensor
+        travels = encode({name: whole}, encodings)
+        encoded |= travels
+        if encodings.get(name, "none") != "none":
+            lost[name] = whole - decode(travels)[name]
+    return encoded, lost
 
 
 def step_between(
@@ -115,13 +126,13 @@ def step_between(
         lost: what earlier steps lost.
         encodings: of the tensors that may lose something; of others nothing is said.
     """
-    wanted = {name: after[name] - before[name] for name in encodings if name in lost or after[name] is not before[name]}
-    return with_feedback(wanted, lost, encodings)
+    moving = (name for name in encodings if name in lost or after[name] is not before[name])
+    return _encoded_one_by_one(((name, after[name] - before[name]) for name in moving), lost, encodings)
 
 
 def take_step(before: Weights, moved: Weights) -> dict[str, Tensor]:
     """Return the tensors that a step moves: at the coordinator and at every site the same, to the bit."""
-    return {name: before[name] + part for name, part in decode(moved).items()}
+    return {name: before[name] + _decoded(moved, name) for name in names_in(moved)}
 
 
 def _to_eight_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Expected:
     tensors: Mapping[str, tuple[torch.Size, torch.dtype]]
     """Shape and type of each tensor that a delta must have, by name."""
     num_diseases: int | None
-    """By how many diseases sites count their scans; None if no tensor has a row for each, and anything may be counted."""
+    """By how many diseases sites count their scans; None if no tensor has a row for each."""
 
 
 def expected_of(
