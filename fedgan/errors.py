@@ -175,7 +175,7 @@ class EngineFailed(FedganError):
 
 
 class Diverged(FedganError):
-    """A loss is no longer a finite number, so there is no way down."""
+    """A loss or a weight is no longer a finite number, so there is no way down."""
 
 
 class QuorumNotMet(FedganError):

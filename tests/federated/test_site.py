@@ -77,6 +77,39 @@ def test_divergence_leaves_the_site_as_a_name_and_stays_in_its_log_in_words(site
     assert "the coordinator must start a run with a lower learning rate" in caplog.text
 
 
+def spoils_the_critics(site, value):
+    """Let the last step of every round leave ``value`` in a critic, which no loss sees any more."""
+
+    def on_step(step, losses):
+        if step == 2:
+            with torch.no_grad():
+                site.networks.state_dict()["normal_discriminator.layers.0.weight"].flatten()[0] = value
+
+    site.on_step = on_step
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "overrides", [[], ["compress=fp16"], ["compress=int8"], ["aggregation.share=generator"]], ids="-".join
+)
+def test_a_round_whose_last_step_diverges_neither_leaves_the_site_nor_stays_in_its_memory(
+    site_of, tmp_path, overrides, value
+):
+    site = remembering(site_of, tmp_path, "rounds=9", "aggregation.moments=both", *overrides)
+    model = untrained(site)
+    site.answer(RoundTask(model, local_steps=2))
+    healthy = site.on_step
+    spoils_the_critics(site, value)
+
+    spoilt = site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=2))
+    site.on_step = healthy
+    after = site.answer(RoundTask(GlobalModel(2, model.weights), local_steps=2))
+
+    assert spoilt == SiteFailure("A", 1, "Diverged")
+    assert site.memory.recall(2)[0] == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in after.delta.values())
+
+
 def remembering(site_of, tmp_path, *overrides):
     return site_of(*overrides, memory=tmp_path / "memory")
 
