@@ -120,8 +120,9 @@ class Site:
         sent = self.recipe.sharing.sent_after(number)
         own = {name: after[name] for name in self.recipe.sharing.own_after(number)}
         delta = {name: after[name] - before[name] for name in before if name in sent}
-        delta, lost = with_feedback(delta, part_of(kept, RESIDUAL), self.recipe.encodings)
-        remembered = _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, lost)
+        residual = part_of(kept, RESIDUAL)
+        delta, lost = with_feedback(delta, residual, self.recipe.encodings)
+        remembered = _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, {**residual, **lost})
         self._refuse_divergence({**delta, **remembered})  # in its memory, it would spoil every later round
         self.memory.keep(number + 1, remembered)
         metrics |= {f"loss/{name}": loss for name, loss in losses.items()}

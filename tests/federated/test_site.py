@@ -193,3 +193,15 @@ def test_what_eight_bits_lose_in_a_round_is_sent_in_the_next(site_of, tmp_path):
     assert first.delta[name].dtype == torch.int8
     assert 0 < lost.abs().max() < 0.01 * true.delta[name].abs().max()
     assert torch.allclose(kept[f"residual/{name}"], lost, atol=1e-8)
+
+
+def test_what_eight_bits_lose_waits_for_the_next_round_in_which_its_network_is_sent(site_of, tmp_path):
+    site = remembering(site_of, tmp_path, "rounds=9", "compress=int8", "aggregation.discriminator_every=4")
+    model, name = untrained(site), "residual/classifier.out.weight"
+
+    for number in range(3):
+        site.answer(RoundTask(GlobalModel(number, model.weights), local_steps=2))
+
+    (_, sent), (_, waits) = site.memory.recall(2), site.memory.recall(3)
+    assert sent[name].abs().max() > 0
+    assert torch.equal(waits[name], sent[name])
