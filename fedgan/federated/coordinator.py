@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedgan.errors import QuorumNotMet
+from fedgan.errors import QuorumNotMet, UnagreedMetric
 from fedgan.federated.screening import check_metrics
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteFailure, SiteUpdate
 
@@ -80,12 +80,19 @@ def _next(model: GlobalModel, federation: Federation, plan: Plan, keep: Keep) ->
 
 
 def score_last(model: GlobalModel, federation: Federation, terms: str = "") -> Sequence[SiteUpdate]:
-    """Ask the sites to score ``model`` on their validation patients, without training."""
-    answers = federation.ask(RoundTask(model, 0, terms))
-    updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
-    for update in updates:
-        check_metrics(update)
-    return updates
+    """Ask the sites to score ``model`` on their validation patients, without training.
+
+    A site whose scores are none is left out, and named in the log.
+    """
+    scored = []
+    for answer in federation.ask(RoundTask(model, 0, terms)):
+        try:
+            if isinstance(answer, SiteUpdate):
+                check_metrics(answer)
+                scored.append(answer)
+        except UnagreedMetric as refusal:
+            log.error("round %d is not scored by all: %s", model.round, refusal)  # noqa: TRY400 - it says all
+    return scored
 
 
 def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:

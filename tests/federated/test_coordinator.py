@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 
@@ -12,9 +14,10 @@ AVERAGING = GanFedAvg({"w": Entry(Role.WEIGHT, Side.GENERATOR, "w")}, lambda cou
 
 
 class Recording:
-    """Sites that always answer the same: how far each moves, or why not."""
+    """Sites that always answer the same: how far each moves, or why not; and what some of them say besides."""
 
-    def __init__(self, **moves):
+    def __init__(self, metrics=None, **moves):
+        self.metrics = metrics or {}
         self.moves = moves
         self.tasks = []
 
@@ -24,7 +27,12 @@ class Recording:
             SiteFailure(site, task.model.round, move)
             if isinstance(move, str)
             else SiteUpdate(
-                site, task.model.round, digest_of(task.model.weights), {"w": torch.tensor([move])}, ScanCounts(1), {}
+                site,
+                task.model.round,
+                digest_of(task.model.weights),
+                {"w": torch.tensor([move])},
+                ScanCounts(1),
+                self.metrics.get(site, {}),
             )
             for site, move in self.moves.items()
         ]
@@ -102,3 +110,13 @@ def test_the_last_model_is_scored_without_training():
 
     assert sites.tasks[0].local_steps == 0
     assert [update.site for update in updates] == ["A"]
+
+
+def test_a_site_whose_last_scores_are_none_is_left_out_and_named(caplog):
+    sites = Recording({"B": {"validation/pixel_ap": 7.0}}, A=1.0, B=1.0)
+
+    with caplog.at_level(logging.ERROR):
+        updates = score_last(UNTRAINED, sites)
+
+    assert [update.site for update in updates] == ["A"]
+    assert "site B sent a metric that is no bounded figure of an agreed name" in caplog.text
