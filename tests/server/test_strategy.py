@@ -140,7 +140,9 @@ def test_a_client_that_sends_a_tensor_of_another_shape_or_type_is_left_out_by_na
     def answer(message):
         reply = usual(message)
         if message.metadata.dst_node_id == 3:
-            reply.content["arrays"] = pack({**unpack(reply.content["arrays"]), "G.weight": torch.ones(shape, dtype=dtype)})
+            reply.content["arrays"] = pack(
+                {**unpack(reply.content["arrays"]), "G.weight": torch.ones(shape, dtype=dtype)}
+            )
         return reply
 
     result = GanFedAvg(gan, fraction_evaluate=0.0).start(Grid(answer), pack(start), num_rounds=1)
