@@ -16,7 +16,7 @@ from fedgan.federated.agreement import agreements, apart, remember
 from fedgan.federated.compression import Encoding, names_in, part_of
 from fedgan.federated.next_model import advance, next_model, parts_of
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
-from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, measure, medians
+from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, leave_out, measure, medians
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
@@ -25,6 +25,9 @@ from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUp
 
 COUNTS = "counts/"
 """What the coordinator's memory calls the scan counts of each site that it has heard of."""
+
+WHOLE: Norms = dict.fromkeys(Side, 1.0)
+"""The factors of a site whose step is not shortened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +73,17 @@ class GanFedAvg:
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, list[Answer]]:
         """Return the answers, with a failure in place of each update of ``model`` that must not count.
 
-        The model comes back with what is remembered of how well sites agree.
+        The model comes back with what is remembered of how well sites agree, and of their scan counts.
         """
         sent = {name: model.weights[name] for name in self._sent(model)}
         fitting = judge(answers, expected_of(model, sent, self.encodings), self.entries, ratio=self.norm_ratio)
-        found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
-        memory = {**model.memory, **remember(model.memory, found)}
+        updates = _updates_in(fitting)
+        found = agreements(updates, self.entries)
+        counts = {f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in updates}
+        memory = {**model.memory, **remember(model.memory, found), **counts}
         again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
-        return model.remembering(memory), judge_agreement(fitting, again)
+        agreed = judge_agreement(fitting, again)
+        return model.remembering(memory), leave_out(agreed, self._far(_updates_in(agreed)))
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""
@@ -88,9 +94,8 @@ class GanFedAvg:
         """Return the next model, and how much each site counted in it; ``updates`` are those of one round."""
         ordered = sorted(updates, key=lambda update: update.site)
         voices = self._voices(ordered)
-        memory = {**model.memory, **{f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in ordered}}
-        weights = dict(model.weights)
-        for name in self._sent(model):
+        weights, memory, sent = dict(model.weights), dict(model.memory), self._sent(model)
+        for name in sent:
             before = model.weights[name]
             match self.entries[name].role:
                 case Role.WEIGHT | Role.AFFINE:
@@ -105,7 +110,7 @@ class GanFedAvg:
                 case Role.VECTOR:
                     pass  # found anew once their weights have moved
         after = next_model(model, weights, memory, self.entries, self.model_encodings)
-        return after, self._contribution(voices, memory)
+        return after, self._contribution(sent, voices, memory)
 
     def _advance(
         self, name: str, model: GlobalModel, voices: Sequence[_Voice], move: Move
@@ -130,10 +135,14 @@ class GanFedAvg:
         length = before.numel() // len(before)
         for row in range(len(before)):
             counts = [voice.driven[entry.network] and voice.counts.by_disease[row] for voice in voices]
-            yield range(row * length, (row + 1) * length), shares(counts, self.share_rule)
+            yield range(row * length, (row + 1) * length), self._counted(counts)
 
     def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
-        return shares([voice.driven[network] for voice in voices], self.share_rule)
+        return self._counted([voice.driven[network] for voice in voices])
+
+    def _counted(self, counts: Sequence[int]) -> list[float]:
+        """Return shares by the run's rule: all alike where it looks at each number by itself."""
+        return shares(counts, self.share_rule if self.rule is weighted_mean else ShareRule(exponent=0.0))
 
     def _pool(self, name: str, before: Weights, voices: Sequence[_Voice]) -> Tensor:
         r"""Return a running mean or variance of all sites' scans.
@@ -163,13 +172,11 @@ class GanFedAvg:
         return pooled.to(before[name].dtype)
 
     def _voices(self, ordered: Sequence[SiteUpdate]) -> list[_Voice]:
-        """Return what the trusted sites say."""
-        trusted = ordered if self.suspects is None else self._nearest(ordered, self.suspects)
-        whole = dict.fromkeys(Side, 1.0)
-        factors = [whole for _ in trusted] if self.clip is None else self._shortened(trusted, self.clip)
+        """Return what the sites say."""
+        factors = [WHOLE for _ in ordered] if self.clip is None else self._shortened(ordered, self.clip)
         return [
             _Voice(update.site, update.delta, update.counts, self.driven_by(update.counts), factor)
-            for update, factor in zip(trusted, factors, strict=True)
+            for update, factor in zip(ordered, factors, strict=True)
         ]
 
     def _shortened(self, updates: Sequence[SiteUpdate], clip: float) -> list[Norms]:
@@ -178,8 +185,11 @@ class GanFedAvg:
         longest = {side: clip * usual for side, usual in medians(norms).items()}
         return [{side: min(1.0, longest[side] / norm) if norm else 1.0 for side, norm in of.items()} for of in norms]
 
-    def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
-        """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
+    def _far(self, updates: Sequence[SiteUpdate]) -> set[str]:
+        """Return the sites that Multi-Krum does not trust, by their updates' distances over all trained tensors."""
+        if self.suspects is None or not updates:
+            return set()
+        updates = sorted(updates, key=lambda update: update.site)
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
         for name in names_in(updates[0].delta):
             if self.entries[name].role in (Role.WEIGHT, Role.AFFINE):
@@ -188,25 +198,28 @@ class GanFedAvg:
                     products += part @ part.T
         squares = products.diagonal()
         distances = squares[:, None] + squares[None, :] - 2 * products
-        count = min((len(updates) - 1) // 2, max(1, round(suspects * len(updates))))
-        return [updates[number] for number in multi_krum(distances, suspects=count)]
+        count = min((len(updates) - 1) // 2, max(1, round(self.suspects * len(updates))))
+        trusted = multi_krum(distances, suspects=count)
+        return {update.site for number, update in enumerate(updates) if number not in trusted}
 
-    def _contribution(self, voices: Sequence[_Voice], memory: Weights) -> Contribution:
-        known = {key.removeprefix(COUNTS): _to_counts(kept) for key, kept in memory.items() if key.startswith(COUNTS)}
-        return Contribution(
-            shares=self._by_site({voice.site: voice.counts for voice in voices}), planned=self._by_site(known)
-        )
+    def _contribution(self, sent: Sequence[str], voices: Sequence[_Voice], memory: Weights) -> Contribution:
+        """Return how much each site counted in each network that was sent, and would have if all had answered."""
+        counts = {key.removeprefix(COUNTS): _to_counts(kept) for key, kept in memory.items() if key.startswith(COUNTS)}
+        known = [_Voice(site, {}, told, self.driven_by(told), WHOLE) for site, told in sorted(counts.items())]
+        sides = {self.entries[name].network: self.entries[name].side for name in sent}
+        return Contribution(shares=self._by_site(sides, voices), planned=self._by_site(sides, known))
 
-    def _by_site(self, counts: Mapping[str, ScanCounts]) -> Mapping[str, Mapping[str, float]]:
-        """Return each site's share of each network's step."""
-        driven = {site: self.driven_by(of_site) for site, of_site in sorted(counts.items())}
-        networks = dict.fromkeys(entry.network for entry in self.entries.values())
-        of_network = {
-            network: shares([of_site[network] for of_site in driven.values()], self.share_rule) for network in networks
-        }
+    def _by_site(self, sides: Mapping[str, Side], voices: Sequence[_Voice]) -> Mapping[str, Mapping[str, float]]:
+        """Return by what each site's step of each network is multiplied."""
+        of_network = {network: self._shares(network, voices) for network in sides}
         return {
-            site: {network: of_network[network][number] for network in networks} for number, site in enumerate(driven)
+            voice.site: {network: of_network[network][number] * voice.factor[side] for network, side in sides.items()}
+            for number, voice in enumerate(voices)
         }
+
+
+def _updates_in(answers: Sequence[Answer]) -> list[SiteUpdate]:
+    return [answer for answer in answers if isinstance(answer, SiteUpdate)]
 
 
 def _to_tensor(counts: ScanCounts) -> Tensor:

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,19 @@ def test_too_few_updates_stop_the_run_with_each_sites_reason():
         run(Recording(A=2.0, B="Diverged", C="CohortError"), quorum=2, kept=kept)
 
     assert kept == []
+
+
+def test_a_site_that_the_rule_leaves_out_has_trained_and_is_named_with_the_reason():
+    krum, kept = replace(AVERAGING, suspects=0.3), []
+    plan = Plan(rounds=1, local_steps=5, quorum=3, aggregation=krum)
+
+    model = run_rounds(UNTRAINED, Recording(A=1.0, B=1.0, C=4.0), plan, keep=lambda model, *told: kept.extend(told))
+
+    answers, contribution = kept
+    assert model.weights["w"].tolist() == [1.0]
+    assert answers[2] == SiteFailure("C", 0, "LeftOut")
+    assert contribution.shares.keys() == {"A", "B"}
+    assert contribution.planned["C"] == {"w": pytest.approx(1 / 3)}
 
 
 def test_the_last_model_is_scored_without_training():
