@@ -7,6 +7,7 @@ from fedgan.assembly import build_site, networks_for
 from fedgan.errors import SettingsError
 from fedgan.federated.compression import decode
 from fedgan.federated.site import weights_of
+from fedgan.federated.tensors import Side, entries
 from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
 from fedgan.simulation import load_cohorts
 
@@ -136,6 +137,23 @@ def test_a_network_that_is_averaged_every_second_round_is_sent_with_the_steps_of
 
     assert name not in first.delta
     assert torch.equal(second.delta[name], weights_of(site.networks)[name] - model.weights[name])
+
+
+def test_a_private_site_goes_on_with_the_spectral_norm_vectors_of_its_own_weights(site_of, tmp_path):
+    private = ("privacy=site", "model.spectral_norm=true", "aggregation.discriminator_every=4", "rounds=9")
+    site = remembering(site_of, tmp_path, *private)
+    model = untrained(site)
+    vectors = [name for name, entry in entries(site.networks).items() if entry.side is Side.CRITIC and entry.normalises]
+
+    first = site.answer(RoundTask(model, local_steps=2))
+    own = weights_of(site.networks)
+    site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=0))
+
+    now = weights_of(site.networks)
+    assert vectors
+    assert first.delta.keys().isdisjoint(vectors)
+    assert all(torch.equal(now[name], own[name]) for name in vectors)
+    assert not all(torch.equal(now[name], model.weights[name]) for name in vectors)
 
 
 @pytest.mark.parametrize(
