@@ -7,22 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from fedgan.assembly import aggregation_in, networks_for, sharing_in
+from fedgan.config import load
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
 from fedgan.federated.compression import take_step
 from fedgan.federated.rules import median, trimmed_mean
-from fedgan.federated.server_step import Adaptive, Momentum
+from fedgan.federated.server_step import Adaptive, Momentum, Plain
 from fedgan.federated.shares import ShareRule
 from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import weights_of
 from fedgan.federated.spectral import as_matrix
 from fedgan.federated.tensors import Entry, Role, Side, entries
+from fedgan.gan.build import build_networks
 from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
+from fedgan.settings import Simulation
 
 PROPORTIONAL = ShareRule()
 WEIGHT = Entry(Role.WEIGHT, Side.GENERATOR, "generator")
 VALUES = st.floats(-100, 100, width=32)
+MOVES = [Plain(), Momentum(1.0, 0.9), Adaptive(0.1, (0.5, 0.99), 1e-3)]
 
 
 def aggregation(entries=None, **terms):
@@ -166,9 +171,9 @@ def test_counters_stay_integers():
     assert (moved["n"].dtype, moved["n"].item()) == (torch.int64, 45)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([Momentum(1.0, 0.9), Adaptive(0.1, (0.5, 0.99), 1e-3)]))
+@given(st.integers(0, 2**31), st.sampled_from(MOVES))
 @settings(max_examples=10)
-def test_no_server_optimizer_makes_a_variance_negative_in_a_hundred_rounds(seed, move):
+def test_no_server_step_makes_a_variance_negative_in_a_hundred_rounds(seed, move):
     norm = {
         "w": WEIGHT,
         "n.running_mean": replace(WEIGHT, role=Role.STATISTIC),
@@ -292,6 +297,29 @@ def test_a_layer_with_the_new_vectors_uses_a_weight_of_norm_one():
 
     used = critics.eval().critic[0].weight.flatten(1)
     assert torch.linalg.svdvals(used)[0].item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("move", [Plain(), Momentum(1.0, 0.9)])
+@pytest.mark.parametrize("preset", ["tagsagan", "tagsagan_private"])
+def test_our_discriminators_keep_norm_one_over_rounds_of_sites_that_differ(preset, move):
+    told = load("simulate", Simulation, [f"model={preset}", "model.spectral_norm=true"]).model
+    networks = [build_networks(told, num_diseases=2, seed=seed, device=torch.device("cpu")) for seed in range(4)]
+    held, sites = networks[0], [weights_of(site) for site in networks[1:]]
+    found, state = entries(held), GlobalModel(0, weights_of(held))
+    rule = replace(aggregation(found, move=move), driven_by=held.driven_by)
+    counts = ScanCounts(4, 4, 0, (2, 2))
+
+    for number in range(3):
+        deltas = [{name: 0.1**number * (weights[name] - state.weights[name]) for name in found} for weights in sites]
+        state, _ = rule.aggregate(
+            state, [SiteUpdate(site, number, "", delta, counts, {}) for site, delta in zip("ABC", deltas, strict=True)]
+        )
+        held.load_state_dict(state.weights)
+
+        used = [module.weight for module in held.eval().modules() if is_parametrized(module, "weight")]
+        largest = [torch.linalg.svdvals(weight.flatten(1))[0].item() for weight in used]
+        assert len(used) >= 8
+        assert largest == pytest.approx([1.0] * len(used), abs=1e-3)
 
 
 def test_a_median_is_not_moved_by_a_site_that_claims_a_million_scans():
