@@ -39,6 +39,7 @@ FedganError
     ├── NotFinite        it holds values that are not finite numbers
     ├── TooLarge         it moves a network much farther than the others do
     ├── Apart            for rounds, it has led where no others go
+    ├── LeftOut          it is as it should be, and the rule of the run trusts others more
     └── UnagreedMetric   a metric is no bounded figure of an agreed name
 
 Each message says who, what, and what to do. Messages that may leave a site carry no path, patient, or count.
@@ -175,7 +176,7 @@ class EngineFailed(FedganError):
 
 
 class Diverged(FedganError):
-    """A loss is no longer a finite number, so there is no way down."""
+    """A loss or a weight is no longer a finite number, so there is no way down."""
 
 
 class QuorumNotMet(FedganError):
@@ -208,6 +209,10 @@ class TooLarge(UpdateRejected):
 
 class Apart(UpdateRejected):
     """Over the rounds, a site's updates lead where no two others' do."""
+
+
+class LeftOut(UpdateRejected):
+    """An update lies farther from the others than those that the run's rule trusts."""
 
 
 class UnagreedMetric(UpdateRejected):

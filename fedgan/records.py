@@ -130,9 +130,13 @@ class SiteLevel:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """How much each site counted in one round: by site and network, its share of that network's step, in [0, 1]."""
+    """How much each site counted in one round: by site and network, its share of that network's step, in [0, 1].
+
+    Only networks that were sent after the round are in it.
+    """
 
     shares: Mapping[str, Mapping[str, float]]
+    """By what each site's step was multiplied: less than its share if its step was shortened."""
     planned: Mapping[str, Mapping[str, float]]
     """The shares if every site that was ever heard of had taken part, and none had been left out."""
     site_level: SiteLevel | None = None

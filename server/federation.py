@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -94,8 +95,8 @@ class _Asking:
         """Messages to sites that have not answered."""
         self.asked: dict[str, float] = {}
         """When each site was last sent the task, in seconds since the epoch."""
-        self.sent_bytes: dict[str, int] = {}
-        """Arrays in the message that each site was last sent."""
+        self.sent_bytes = Counter[str]()
+        """Arrays in all messages that each site was sent."""
         self.answers: dict[str, Answer] = {}
 
     def over(self) -> bool:
@@ -139,7 +140,7 @@ class _Asking:
             for node, site in zip(nodes, sites, strict=True)
         ]
         self.asked |= dict.fromkeys(sites, time.time())
-        self.sent_bytes |= {site: size_of(message.content) for message, site in zip(messages, sites, strict=True)}
+        self.sent_bytes += Counter({site: size_of(sent.content) for sent, site in zip(messages, sites, strict=True)})
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
         # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
         numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))

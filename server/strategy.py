@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from torch import nn
+from torch import Tensor, nn
 
 from fedgan.federated.aggregation import GanFedAvg as Combination
 from fedgan.federated.rules import Rule, weighted_mean
@@ -136,9 +136,15 @@ class GanFedAvg(FedAvg):
         ]
         counts = ScanCounts(_count(everything), by_disease=tuple(map(_count, told)))
         after = _tensors(next(iter(content.array_records.values())))
-        before = self.model.weights
-        delta = {name: tensor - before[name] if name in before else tensor for name, tensor in after.items()}
+        delta = {name: _step(self.model.weights.get(name), tensor) for name, tensor in after.items()}
         return SiteUpdate(node, self.model.round, self.model.digest, delta, counts, {})
+
+
+def _step(before: Tensor | None, after: Tensor) -> Tensor:
+    """Return how far a tensor moved; what is not of the model's shape and type stays as it is, and is refused."""
+    if before is None or (before.shape, before.dtype) != (after.shape, after.dtype):
+        return after
+    return after - before
 
 
 def _count(value: object) -> int:

@@ -301,6 +301,24 @@ def test_sites_that_keep_their_generators_keep_the_last_ones():
     ]
 
 
+def test_a_round_is_not_chosen_by_scores_of_generators_that_are_not_the_rounds():
+    intervals = ["local_steps=50", "aggregation.generator_every=100"]
+
+    (line,) = refusal(*intervals)
+    chosen_last = config.load("simulate", Simulation, [*intervals, "select=last"])
+    each_round = config.load("simulate", Simulation, ["local_steps=50", "aggregation.generator_every=50"])
+
+    assert line.endswith("give select=last or generator_every=50")
+    assert (chosen_last.select, each_round.select) == ("last", "best")
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed"])
+def test_a_rule_that_bears_long_updates_as_they_are_shortens_none(rule):
+    (line,) = refusal(f"aggregation={rule}", "aggregation.clip=2")
+
+    assert f"clip does nothing with rule {rule}" in line
+
+
 def test_intervals_are_whole_rounds():
     (line,) = refusal("aggregation.generator_every=60", "local_steps=50")
 

@@ -16,7 +16,7 @@ from fedgan.federated.agreement import agreements, apart, inner_products, rememb
 from fedgan.federated.compression import Encoding, names_in, reader
 from fedgan.federated.next_model import advance, next_model, parts_of
 from fedgan.federated.rules import Rule, multi_krum, weighted_mean
-from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, measure, medians
+from fedgan.federated.screening import Norms, expected_of, judge, judge_agreement, leave_out, measure, medians
 from fedgan.federated.server_step import Move, Plain
 from fedgan.federated.shares import ShareRule, shares
 from fedgan.federated.sharing import Sharing
@@ -25,6 +25,9 @@ from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUp
 
 COUNTS = "counts/"
 """What the coordinator's memory calls the scan counts of each site that it has heard of."""
+
+WHOLE: Norms = {}
+"""The factors of a site whose step is not shortened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class _Voice:
     driven: Mapping[str, int]
     """Network to number of scans that train it."""
     factor: Norms
-    """By how much its step is shortened, by ``Entry.moves_with``."""
+    """To what part of it its step is shortened, by ``Entry.moves_with``, if at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,18 @@ class GanFedAvg:
     def judge(self, model: GlobalModel, answers: Sequence[Answer]) -> tuple[GlobalModel, list[Answer]]:
         """Return the answers, with a failure in place of each update of ``model`` that must not count.
 
-        The model comes back with what is remembered of how well sites agree.
+        The model comes back with what is remembered of how well sites agree, and of their scan counts.
         """
         sent = {name: model.weights[name] for name in self._sent(model)}
         expected = expected_of(model, sent, self.encodings, self.entries)
         fitting = judge(answers, expected, self.entries, ratio=self.norm_ratio)
-        found = agreements([answer for answer in fitting if isinstance(answer, SiteUpdate)], self.entries)
-        memory = {**model.memory, **remember(model.memory, found)}
+        updates = _updates_in(fitting)
+        found = agreements(updates, self.entries)
+        counts = {f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in updates}
+        memory = {**model.memory, **remember(model.memory, found), **counts}
         again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
-        return model.remembering(memory), judge_agreement(fitting, again)
+        agreed = judge_agreement(fitting, again)
+        return model.remembering(memory), leave_out(agreed, self._far(_updates_in(agreed)))
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""
@@ -89,9 +95,8 @@ class GanFedAvg:
         """Return the next model, and how much each site counted in it; ``updates`` are those of one round."""
         ordered = sorted(updates, key=lambda update: update.site)
         voices = self._voices(ordered)
-        memory = {**model.memory, **{f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in ordered}}
-        weights = dict(model.weights)
-        for name in self._sent(model):
+        weights, memory, sent = dict(model.weights), dict(model.memory), self._sent(model)
+        for name in sent:
             before = model.weights[name]
             match self.entries[name].role:
                 case Role.WEIGHT | Role.AFFINE:
@@ -106,7 +111,7 @@ class GanFedAvg:
                 case Role.VECTOR:
                     pass  # found anew once their weights have moved
         after = next_model(model, weights, memory, self.entries, self.model_encodings)
-        return after, self._contribution(voices, memory)
+        return after, self._contribution(sent, voices, memory)
 
     def _advance(
         self, name: str, model: GlobalModel, voices: Sequence[_Voice], move: Move
@@ -119,7 +124,7 @@ class GanFedAvg:
         for span, of_voice in self._spans(name, before, voices):
             heard = [(voice, share) for voice, share in zip(voices, of_voice, strict=True) if share]
             readers = [reader(voice.delta, name) for voice, _ in heard]
-            of_each = [share * voice.factor[group] for voice, share in heard]
+            of_each = [share * voice.factor.get(group, 1.0) for voice, share in heard]
             for part in parts_of(span) if heard else ():
                 yield part, self.rule([read(part) for read in readers], of_each)
 
@@ -132,10 +137,14 @@ class GanFedAvg:
         length = before.numel() // len(before)
         for row in range(len(before)):
             counts = [voice.driven[entry.network] and voice.counts.by_disease[row] for voice in voices]
-            yield range(row * length, (row + 1) * length), shares(counts, self.share_rule)
+            yield range(row * length, (row + 1) * length), self._counted(counts)
 
     def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
-        return shares([voice.driven[network] for voice in voices], self.share_rule)
+        return self._counted([voice.driven[network] for voice in voices])
+
+    def _counted(self, counts: Sequence[int]) -> list[float]:
+        """Return shares by the run's rule: all alike where it looks at each number by itself."""
+        return shares(counts, self.share_rule if self.rule is weighted_mean else ShareRule(exponent=0.0))
 
     def _pool(self, name: str, before: Weights, voices: Sequence[_Voice]) -> Tensor:
         r"""Return a running mean or variance of all sites' scans.
@@ -165,13 +174,11 @@ class GanFedAvg:
         return pooled.to(before[name].dtype)
 
     def _voices(self, ordered: Sequence[SiteUpdate]) -> list[_Voice]:
-        """Return what the trusted sites say."""
-        trusted = ordered if self.suspects is None else self._nearest(ordered, self.suspects)
-        whole = {group: 1.0 for entry in self.entries.values() if (group := entry.moves_with)}
-        factors = [whole for _ in trusted] if self.clip is None else self._shortened(trusted, self.clip)
+        """Return what the sites say."""
+        factors = [WHOLE for _ in ordered] if self.clip is None else self._shortened(ordered, self.clip)
         return [
             _Voice(update.site, update.delta, update.counts, self.driven_by(update.counts), factor)
-            for update, factor in zip(trusted, factors, strict=True)
+            for update, factor in zip(ordered, factors, strict=True)
         ]
 
     def _shortened(self, updates: Sequence[SiteUpdate], clip: float) -> list[Norms]:
@@ -180,32 +187,40 @@ class GanFedAvg:
         longest = {group: clip * usual for group, usual in medians(norms).items()}
         return [{group: min(1.0, longest[group] / norm) if norm else 1.0 for group, norm in of.items()} for of in norms]
 
-    def _nearest(self, updates: Sequence[SiteUpdate], suspects: float) -> list[SiteUpdate]:
-        """Return the updates that Multi-Krum trusts, by their distances over all trained tensors."""
+    def _far(self, updates: Sequence[SiteUpdate]) -> set[str]:
+        """Return the sites that Multi-Krum does not trust, by their updates' distances over all that moves."""
+        if self.suspects is None or not updates:
+            return set()
+        updates = sorted(updates, key=lambda update: update.site)
         moved = [name for name in names_in(updates[0].delta) if self.entries[name].moves_with]
         spans = {name: range(updates[0].delta[name].numel()) for name in moved}
         products = inner_products([update.delta for update in updates], spans)
         squares = products.diagonal()
         distances = squares[:, None] + squares[None, :] - 2 * products
-        count = min((len(updates) - 1) // 2, max(1, round(suspects * len(updates))))
-        return [updates[number] for number in multi_krum(distances, suspects=count)]
+        count = min((len(updates) - 1) // 2, max(1, round(self.suspects * len(updates))))
+        trusted = multi_krum(distances, suspects=count)
+        return {update.site for number, update in enumerate(updates) if number not in trusted}
 
-    def _contribution(self, voices: Sequence[_Voice], memory: Weights) -> Contribution:
-        known = {key.removeprefix(COUNTS): _to_counts(kept) for key, kept in memory.items() if key.startswith(COUNTS)}
-        return Contribution(
-            shares=self._by_site({voice.site: voice.counts for voice in voices}), planned=self._by_site(known)
-        )
+    def _contribution(self, sent: Sequence[str], voices: Sequence[_Voice], memory: Weights) -> Contribution:
+        """Return how much each site counted in each network that was sent, and would have if all had answered."""
+        counts = {key.removeprefix(COUNTS): _to_counts(kept) for key, kept in memory.items() if key.startswith(COUNTS)}
+        known = [_Voice(site, {}, told, self.driven_by(told), WHOLE) for site, told in sorted(counts.items())]
+        groups = {entry.network: group for name in sent if (group := (entry := self.entries[name]).moves_with)}
+        return Contribution(shares=self._by_site(groups, voices), planned=self._by_site(groups, known))
 
-    def _by_site(self, counts: Mapping[str, ScanCounts]) -> Mapping[str, Mapping[str, float]]:
-        """Return each site's share of each network's step."""
-        driven = {site: self.driven_by(of_site) for site, of_site in sorted(counts.items())}
-        networks = dict.fromkeys(entry.network for entry in self.entries.values())
-        of_network = {
-            network: shares([of_site[network] for of_site in driven.values()], self.share_rule) for network in networks
-        }
+    def _by_site(self, groups: Mapping[str, str], voices: Sequence[_Voice]) -> Mapping[str, Mapping[str, float]]:
+        """Return by what each site's step of each network is multiplied."""
+        of_network = {network: self._shares(network, voices) for network in groups}
         return {
-            site: {network: of_network[network][number] for network in networks} for number, site in enumerate(driven)
+            voice.site: {
+                network: of_network[network][number] * voice.factor.get(group, 1.0) for network, group in groups.items()
+            }
+            for number, voice in enumerate(voices)
         }
+
+
+def _updates_in(answers: Sequence[Answer]) -> list[SiteUpdate]:
+    return [answer for answer in answers if isinstance(answer, SiteUpdate)]
 
 
 def _to_tensor(counts: ScanCounts) -> Tensor:

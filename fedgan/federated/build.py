@@ -117,14 +117,15 @@ def build_sharing(
 
 
 def trained_alone(sharing: Sharing, method: Method) -> Sharing:
-    """Return the same sharing without what is no weight, or is made of weights: moving averages, vectors, counters.
+    """Return the same sharing, but of what is no weight, or is made of weights, nothing leaves a site.
 
     Raises:
         ModelError: a tensor of the networks is of no known kind.
     """
     found = entries(method)
     trained = {name for name, entry in found.items() if entry.role in (Role.WEIGHT, Role.AFFINE)}
-    return replace(sharing, every={name: rounds for name, rounds in sharing.every.items() if name in trained})
+    every = {name: rounds for name, rounds in sharing.every.items() if name in trained}
+    return replace(sharing, every=every, beside={name: sharing.every[name] for name in sharing.every.keys() - trained})
 
 
 def build_encodings(settings: asked.Compression, method: Method) -> Mapping[str, Encoding]:

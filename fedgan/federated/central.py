@@ -79,7 +79,7 @@ class NoisyFedAvg:
         for name, followed in self.follows.items():
             weights[name] = torch.lerp(weights[followed], model.weights[name], self.average_decay)
         after = next_model(model, weights, memory, self.entries, self.model_encodings)
-        return after, self._contribution(ordered, epsilon)
+        return after, self._contribution(model.round, ordered, epsilon)
 
     def _hidden(
         self, name: str, player: Side, updates: Sequence[SiteUpdate], factors: Sequence[float]
@@ -110,8 +110,8 @@ class NoisyFedAvg:
     def _players(self, number: int) -> list[Side]:
         return players_in(self.sharing, self.entries, number)
 
-    def _contribution(self, updates: Sequence[SiteUpdate], epsilon: float) -> Contribution:
-        networks = dict.fromkeys(self.entries[name].network for name in self.sharing.every)
+    def _contribution(self, number: int, updates: Sequence[SiteUpdate], epsilon: float) -> Contribution:
+        networks = dict.fromkeys(self.entries[name].network for name in self._sent(number))
         share_of = self.account.noise.share_of
         shares = {update.site: dict.fromkeys(networks, share_of(update.site)) for update in updates}
         return Contribution(shares, shares, SiteLevel(epsilon, self.account.ledger.delta))

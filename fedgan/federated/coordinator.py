@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedgan.errors import QuorumNotMet
+from fedgan.errors import LeftOut, QuorumNotMet, UnagreedMetric
 from fedgan.federated.screening import check_metrics
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteFailure, SiteUpdate
 
@@ -71,7 +71,7 @@ def _next(model: GlobalModel, federation: Federation, plan: Plan, keep: Keep) ->
     """Return the model after one round; of its updates, nothing stays in memory or on disk into the next."""
     model, answers = plan.aggregation.judge(model, federation.ask(RoundTask(model, plan.local_steps, plan.terms)))
     updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
-    if len(updates) < plan.quorum:
+    if sum(map(_trained, answers)) < plan.quorum:
         raise QuorumNotMet(_explain(model.round + 1, plan.quorum, answers))
     model, contribution = plan.aggregation.aggregate(model, updates)
     keep(model, answers, contribution)
@@ -80,12 +80,24 @@ def _next(model: GlobalModel, federation: Federation, plan: Plan, keep: Keep) ->
 
 
 def score_last(model: GlobalModel, federation: Federation, terms: str = "") -> Sequence[SiteUpdate]:
-    """Ask the sites to score ``model`` on their validation patients, without training."""
-    answers = federation.ask(RoundTask(model, 0, terms))
-    updates = [answer for answer in answers if isinstance(answer, SiteUpdate)]
-    for update in updates:
-        check_metrics(update)
-    return updates
+    """Ask the sites to score ``model`` on their validation patients, without training.
+
+    A site whose scores are none is left out, and named in the log.
+    """
+    scored = []
+    for answer in federation.ask(RoundTask(model, 0, terms)):
+        try:
+            if isinstance(answer, SiteUpdate):
+                check_metrics(answer)
+                scored.append(answer)
+        except UnagreedMetric as refusal:
+            log.error("round %d is not scored by all: %s", model.round, refusal)  # noqa: TRY400 - it says all
+    return scored
+
+
+def _trained(answer: Answer) -> bool:
+    """Return whether a site has sent what can be averaged, even if the run's rule then trusts others more."""
+    return isinstance(answer, SiteUpdate) or answer.reason == LeftOut.__name__
 
 
 def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:
@@ -93,6 +105,6 @@ def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:
     failures = [answer for answer in answers if isinstance(answer, SiteFailure)]
     reasons = ", ".join(f"{failure.site}: {failure.reason}" for failure in failures) or "no site answered"
     return (
-        f"round {number}: {len(answers) - len(failures)} of {len(answers)} sites trained, {quorum} are needed "
+        f"round {number}: {sum(map(_trained, answers))} of {len(answers)} sites trained, {quorum} are needed "
         f"({reasons}); the coordinator must settle this with the sites named, then resume; or start another run"
     )

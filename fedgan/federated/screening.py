@@ -13,6 +13,7 @@ from torch import Tensor
 from fedgan.errors import (
     Apart,
     ForeignUpdate,
+    LeftOut,
     NoImages,
     NotFinite,
     StaleUpdate,
@@ -182,6 +183,19 @@ def judge_agreement(answers: Sequence[Answer], apart: Collection[str]) -> list[A
             raise Apart(
                 f"site {update.site} has led where no two others do; it must look at its labels and its training, "
                 "and the coordinator at the site"
+            )
+
+    return [_judged(answer, refuse) for answer in answers]
+
+
+def leave_out(answers: Sequence[Answer], far: Collection[str]) -> list[Answer]:
+    """Return the answers, with a failure in place of the update of each site that is ``far`` from the others."""
+
+    def refuse(update: SiteUpdate) -> None:
+        if update.site in far:
+            raise LeftOut(
+                f"site {update.site} is left out, as aggregation.rule=krum leaves out whoever is farthest from the "
+                "others; if it is the same site for many rounds, the coordinator must look at it"
             )
 
     return [_judged(answer, refuse) for answer in answers]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedgan.cohort.batches import batch_of_patient, draw_batches, patients_of
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
-from fedgan.errors import CohortError, FedganError, ModelError
+from fedgan.errors import CohortError, Diverged, FedganError, ModelError
 from fedgan.federated.compression import Encoding, with_feedback
 from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory, part_of
 from fedgan.federated.sharing import Sharing
@@ -120,8 +120,11 @@ class Site:
         sent = self.recipe.sharing.sent_after(number)
         own = {name: after[name] for name in self.recipe.sharing.own_after(number)}
         delta = {name: after[name] - before[name] for name in before if name in sent}
-        delta, lost = with_feedback(delta, part_of(kept, RESIDUAL), self.recipe.encodings)
-        self.memory.keep(number + 1, _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, lost))
+        residual = part_of(kept, RESIDUAL)
+        delta, lost = with_feedback(delta, residual, self.recipe.encodings)
+        remembered = _named(OWN, own) | _named(MOMENTS, moments) | _named(RESIDUAL, {**residual, **lost})
+        self._refuse_divergence({**delta, **remembered})  # in its memory, it would spoil every later round
+        self.memory.keep(number + 1, remembered)
         metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
         if promise:
             metrics = {"privacy/epsilon": promise.settle(charge, delta)}
@@ -172,6 +175,18 @@ class Site:
         """Return a batch as the networks get it."""
         device = next(iter(self.networks.generators())).device
         return (vary(batch, rng) if self.recipe.augment else batch).to(device)
+
+    def _refuse_divergence(self, tensors: Weights) -> None:
+        """Refuse to send or to remember what is no number.
+
+        Raises:
+            Diverged: a value of any tensor is not finite.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise Diverged(
+                f"what site {self.name} has learned is not finite numbers; "
+                "the coordinator must start a run with a lower learning rate"
+            )
 
     def _any_scan(self) -> Cohort:
         """Return a training scan to draw a map of; a blank one where no patient may decide whether an answer leaves."""

@@ -82,7 +82,7 @@ def entries(method: Method) -> Mapping[str, Entry]:
     for network, module in cast("nn.Module", method).named_children():
         followed = method.averages().get(network)
         side = sides.get(followed or network)
-        for name, role in _roles(module):
+        for name, role in _roles(module, frozen=followed is not None):
             if side is None:
                 raise ModelError(f"{network}: trained by neither player or by both, so no site's weight holds for it")
             averaged = followed is not None and role in (Role.WEIGHT, Role.AFFINE)
@@ -96,7 +96,10 @@ def entries(method: Method) -> Mapping[str, Entry]:
             )
     unknown = [name for name in method.state_dict() if name not in found]
     if unknown:
-        raise ModelError(f"no way is known to combine these tensors of several sites: {', '.join(unknown)}")
+        raise ModelError(
+            f"no way is known to combine these tensors of several sites: {', '.join(unknown)}; "
+            "who writes the networks must have them trained, or keep them out of the state"
+        )
     return {name: found[name] for name in method.state_dict()}
 
 
@@ -115,12 +118,13 @@ def _sides(method: Method) -> Mapping[str, Side]:
     return sides
 
 
-def _roles(network: nn.Module) -> Iterator[tuple[str, Role]]:
-    """Yield each tensor of a network's state that is of a known kind."""
+def _roles(network: nn.Module, *, frozen: bool) -> Iterator[tuple[str, Role]]:
+    """Yield each tensor of a network's state that is of a known kind; ``frozen`` parameters are if it follows one."""
     for prefix, module in network.named_modules():
         start = f"{prefix}." if prefix else ""
-        for name, _ in module.named_parameters(recurse=False):
-            yield start + name, Role.AFFINE if isinstance(module, NORMS) else Role.WEIGHT
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad or frozen:
+                yield start + name, Role.AFFINE if isinstance(module, NORMS) else Role.WEIGHT
         for name in _statistics(module):
             yield start + name, Role.STATISTIC
         for name in _counters(module):

@@ -28,7 +28,10 @@ def _of_site(site: str, rounds: Sequence[Round]) -> SiteContribution:
 
 
 def _means(of_rounds: Sequence[Mapping[str, Mapping[str, float]]], site: str) -> dict[str, float]:
-    """Return the mean over rounds of a site's share of each network that any site can train, 0 where it had none."""
+    """Return a site's mean share of each network that any site can train, 0 where it had none.
+
+    The mean is over the rounds after which the network was sent.
+    """
     trained = dict.fromkeys(
         network
         for shares in of_rounds
@@ -36,4 +39,9 @@ def _means(of_rounds: Sequence[Mapping[str, Mapping[str, float]]], site: str) ->
         for network, share in of_site.items()
         if share > 0
     )
-    return {network: fmean(shares.get(site, {}).get(network, 0.0) for shares in of_rounds) for network in trained}
+
+    def of_site_in(network: str) -> list[float]:
+        sent = [shares for shares in of_rounds if any(network in of_site for of_site in shares.values())]
+        return [shares.get(site, {}).get(network, 0.0) for shares in sent]
+
+    return {network: fmean(of_site_in(network)) for network in trained}

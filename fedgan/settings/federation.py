@@ -27,7 +27,7 @@ class GanFedAvg(Frozen):
     refuse_apart: bool
     """Refuse sites whose steps, over the rounds, have agreed with no two others'; needs 4 sites."""
     clip: Positive | None
-    """Times the median norm to which longer updates are shortened; null shortens none."""
+    """Times the median norm to which longer updates are shortened; null shortens none. Only with rule mean or krum."""
     average_decay: Annotated[float, Field(ge=0, lt=1)]
     """Share of the old value that the generator's moving average, which draws the maps, keeps in every round, on top of
     ``model.ema_decay`` at the sites."""
@@ -51,6 +51,13 @@ class GanFedAvg(Frozen):
     def _floor_below_cap(self) -> Self:
         if self.floor > self.cap:
             msg = f"floor {self.floor:g} is larger than cap {self.cap:g}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_shortened_is_summed(self) -> Self:
+        if self.clip is not None and self.rule in ("median", "trimmed"):
+            msg = f"clip does nothing with rule {self.rule}, which bears long updates as they are; give clip=null"
             raise ValueError(msg)
         return self
 

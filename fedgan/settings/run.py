@@ -134,6 +134,17 @@ class Run(Training):
         return self
 
     @model_validator(mode="after")
+    def _scores_are_of_what_is_released(self) -> Self:
+        every = self.aggregation.generator_every if isinstance(self.aggregation, GanFedAvg) else None
+        if every not in (None, self.local_steps) and self.select != "last":
+            msg = (
+                f"with aggregation.generator_every {every} sites score generators that have gone on by themselves, "
+                f"not the round's; give select=last or generator_every={self.local_steps}"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _optimizer_has_an_aggregation(self) -> Self:
         if self.aggregation.kind == "fedavg" and self.server_optimizer.kind != "none":
             msg = "server_optimizer needs aggregation=gan_fedavg: over buffers, it makes variances negative"

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -6,21 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from fedgan.assembly import aggregation_in, networks_for, sharing_in
+from fedgan.config import load
 from fedgan.federated.aggregation import FedAvg, GanFedAvg
 from fedgan.federated.compression import take_step
-from fedgan.federated.rules import median
-from fedgan.federated.server_step import Adaptive, Momentum
+from fedgan.federated.rules import median, trimmed_mean
+from fedgan.federated.server_step import Adaptive, Momentum, Plain
 from fedgan.federated.shares import ShareRule
+from fedgan.federated.sharing import Sharing
 from fedgan.federated.site import weights_of
 from fedgan.federated.spectral import as_matrix
 from fedgan.federated.tensors import Entry, Role, Side, entries
-from fedgan.records import GlobalModel, ScanCounts, SiteUpdate, digest_of
+from fedgan.gan.build import build_networks
+from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
+from fedgan.settings import Simulation
 
 PROPORTIONAL = ShareRule()
 WEIGHT = Entry(Role.WEIGHT, Side.GENERATOR, "generator")
 VALUES = st.floats(-100, 100, width=32)
+MOVES = [Plain(), Momentum(1.0, 0.9), Adaptive(0.1, (0.5, 0.99), 1e-3)]
 
 
 def aggregation(entries=None, **terms):
@@ -42,6 +49,15 @@ def model(**weights):
 
 def after(rule, before, updates):
     return rule.aggregate(before, updates)[0].weights
+
+
+def one_round(rule, before, updates):
+    """Judge and combine as the coordinator does; return the next model, the answers and how much each site counted."""
+    remembering, answers = rule.judge(
+        before, [replace(update, round=before.round, digest=before.digest) for update in updates]
+    )
+    moved, contribution = rule.aggregate(remembering, [answer for answer in answers if isinstance(answer, SiteUpdate)])
+    return moved, answers, contribution
 
 
 def ulps(first, second):
@@ -155,9 +171,9 @@ def test_counters_stay_integers():
     assert (moved["n"].dtype, moved["n"].item()) == (torch.int64, 45)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([Momentum(1.0, 0.9), Adaptive(0.1, (0.5, 0.99), 1e-3)]))
+@given(st.integers(0, 2**31), st.sampled_from(MOVES))
 @settings(max_examples=10)
-def test_no_server_optimizer_makes_a_variance_negative_in_a_hundred_rounds(seed, move):
+def test_no_server_step_makes_a_variance_negative_in_a_hundred_rounds(seed, move):
     norm = {
         "w": WEIGHT,
         "n.running_mean": replace(WEIGHT, role=Role.STATISTIC),
@@ -283,6 +299,29 @@ def test_a_layer_with_the_new_vectors_uses_a_weight_of_norm_one():
     assert torch.linalg.svdvals(used)[0].item() == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("move", [Plain(), Momentum(1.0, 0.9)])
+@pytest.mark.parametrize("preset", ["tagsagan", "tagsagan_private"])
+def test_our_discriminators_keep_norm_one_over_rounds_of_sites_that_differ(preset, move):
+    told = load("simulate", Simulation, [f"model={preset}", "model.spectral_norm=true"]).model
+    networks = [build_networks(told, num_diseases=2, seed=seed, device=torch.device("cpu")) for seed in range(4)]
+    held, sites = networks[0], [weights_of(site) for site in networks[1:]]
+    found, state = entries(held), GlobalModel(0, weights_of(held))
+    rule = replace(aggregation(found, move=move), driven_by=held.driven_by)
+    counts = ScanCounts(4, 4, 0, (2, 2))
+
+    for number in range(3):
+        deltas = [{name: 0.1**number * (weights[name] - state.weights[name]) for name in found} for weights in sites]
+        state, _ = rule.aggregate(
+            state, [SiteUpdate(site, number, "", delta, counts, {}) for site, delta in zip("ABC", deltas, strict=True)]
+        )
+        held.load_state_dict(state.weights)
+
+        used = [module.weight for module in held.eval().modules() if is_parametrized(module, "weight")]
+        largest = [torch.linalg.svdvals(weight.flatten(1))[0].item() for weight in used]
+        assert len(used) >= 8
+        assert largest == pytest.approx([1.0] * len(used), abs=1e-3)
+
+
 def test_a_median_is_not_moved_by_a_site_that_claims_a_million_scans():
     updates = [update(site, {"w": [1.0]}) for site in "AB"] + [update("C", {"w": [1e6]}, normal=10**6)]
 
@@ -292,11 +331,12 @@ def test_a_median_is_not_moved_by_a_site_that_claims_a_million_scans():
 def test_multi_krum_leaves_out_the_site_that_lies_apart():
     steps = {"A": 1.0, "B": 1.1, "C": 0.9, "D": 1.0, "E": -5.0}
 
-    moved, contribution = aggregation(suspects=0.2).aggregate(
-        model(w=[0.0]), [update(site, {"w": [step]}) for site, step in steps.items()]
+    moved, answers, contribution = one_round(
+        aggregation(suspects=0.2), model(w=[0.0]), [update(site, {"w": [step]}) for site, step in steps.items()]
     )
 
     assert moved.weights["w"].item() == pytest.approx(1.0)
+    assert answers[4] == SiteFailure("E", 0, "LeftOut")
     assert "E" not in contribution.shares
     assert contribution.planned["E"] == {"generator": pytest.approx(0.2)}
 
@@ -304,16 +344,40 @@ def test_multi_krum_leaves_out_the_site_that_lies_apart():
 def test_a_long_update_is_shortened_to_the_median_if_asked_to():
     updates = [update(site, {"w": [step]}) for site, step in (("A", 1.0), ("B", 1.0), ("C", 4.0))]
 
-    assert after(aggregation(clip=1.0), model(w=[0.0]), updates)["w"].item() == pytest.approx(1.0)
+    moved, contribution = aggregation(clip=1.0).aggregate(model(w=[0.0]), updates)
+
+    assert moved.weights["w"].item() == pytest.approx(1.0)
+    assert [contribution.shares[site]["generator"] for site in "ABC"] == pytest.approx([1 / 3, 1 / 3, 1 / 12])
+
+
+@pytest.mark.parametrize("rule", [median, partial(trimmed_mean, cut=0.2)], ids=["median", "trimmed"])
+def test_sites_count_alike_by_a_rule_that_looks_at_no_shares(rule):
+    updates = [update("A", {"w": [1.0]}), update("B", {"w": [1.0]}, normal=90), update("C", {"w": [1.0]}, normal=9)]
+
+    _, _, contribution = one_round(aggregation(rule=rule, share_rule=ShareRule(cap=0.9)), model(w=[0.0]), updates)
+
+    assert contribution.shares == contribution.planned
+    assert [contribution.shares[site]["generator"] for site in "ABC"] == pytest.approx([1 / 3] * 3)
+
+
+def test_only_networks_that_were_sent_are_counted():
+    both = {"w": WEIGHT, "c": Entry(Role.WEIGHT, Side.CRITIC, "critic")}
+    rule = aggregation(both, sharing=Sharing(9, {"w": 1, "c": 2}))
+
+    first, _, without = one_round(rule, model(w=[0.0], c=[0.0]), [update("A", {"w": [1.0]})])
+    _, _, with_critic = one_round(rule, first, [update("A", {"w": [1.0], "c": [1.0]})])
+
+    assert without.shares == without.planned == {"A": {"generator": 1.0}}
+    assert with_critic.shares == with_critic.planned == {"A": {"generator": 1.0, "critic": 1.0}}
 
 
 def test_a_site_that_is_missing_stays_planned_for():
     rule = aggregation()
-    first, _ = rule.aggregate(
-        model(w=[0.0]), [update("A", {"w": [1.0]}), update("B", {"w": [1.0]}, normal=2, abnormal=4)]
+    first, _, _ = one_round(
+        rule, model(w=[0.0]), [update("A", {"w": [1.0]}), update("B", {"w": [1.0]}, normal=2, abnormal=4)]
     )
 
-    _, contribution = rule.aggregate(first, [update("A", {"w": [1.0]})])
+    _, _, contribution = one_round(rule, first, [update("A", {"w": [1.0]})])
 
     assert contribution.shares == {"A": {"generator": 1.0}}
     assert contribution.planned == {"A": {"generator": 0.25}, "B": {"generator": 0.75}}
@@ -331,11 +395,11 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     counts = ScanCounts(4, 4, 0, (2, 2))
     updates = [SiteUpdate(site, 0, digest_of(before.weights), delta, counts, {}) for site in "ABC"]
 
-    _, accepted = rule.judge(before, updates)
-    moved, _ = rule.aggregate(before, accepted)
+    moved, answers, _ = one_round(rule, before, updates)
 
     trained = networks.driven_by(counts)
-    assert accepted == updates
+    assert answers[:2] == updates[:2]
+    assert answers[2] == (SiteFailure("C", 0, "LeftOut") if chosen == "krum" else updates[2])
     for name, entry in entries(networks).items():
         expected = 0.5 if chosen == "fedavg" or trained[entry.network] else 0.0
         assert torch.allclose(moved.weights[name], before.weights[name] + expected, atol=1e-6), name

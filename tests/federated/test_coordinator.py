@@ -1,3 +1,6 @@
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,9 +15,10 @@ AVERAGING = GanFedAvg({"w": Entry(Role.WEIGHT, Side.GENERATOR, "w")}, lambda cou
 
 
 class Recording:
-    """Sites that always answer the same: how far each moves, or why not."""
+    """Sites that always answer the same: how far each moves, or why not; and what some of them say besides."""
 
-    def __init__(self, **moves):
+    def __init__(self, metrics=None, **moves):
+        self.metrics = metrics or {}
         self.moves = moves
         self.tasks = []
 
@@ -24,7 +28,12 @@ class Recording:
             SiteFailure(site, task.model.round, move)
             if isinstance(move, str)
             else SiteUpdate(
-                site, task.model.round, digest_of(task.model.weights), {"w": torch.tensor([move])}, ScanCounts(1), {}
+                site,
+                task.model.round,
+                digest_of(task.model.weights),
+                {"w": torch.tensor([move])},
+                ScanCounts(1),
+                self.metrics.get(site, {}),
             )
             for site, move in self.moves.items()
         ]
@@ -95,6 +104,19 @@ def test_too_few_updates_stop_the_run_with_each_sites_reason():
     assert kept == []
 
 
+def test_a_site_that_the_rule_leaves_out_has_trained_and_is_named_with_the_reason():
+    krum, kept = replace(AVERAGING, suspects=0.3), []
+    plan = Plan(rounds=1, local_steps=5, quorum=3, aggregation=krum)
+
+    model = run_rounds(UNTRAINED, Recording(A=1.0, B=1.0, C=4.0), plan, keep=lambda model, *told: kept.extend(told))
+
+    answers, contribution = kept
+    assert model.weights["w"].tolist() == [1.0]
+    assert answers[2] == SiteFailure("C", 0, "LeftOut")
+    assert contribution.shares.keys() == {"A", "B"}
+    assert contribution.planned["C"] == {"w": pytest.approx(1 / 3)}
+
+
 def test_the_last_model_is_scored_without_training():
     sites = Recording(A=1.0, B="Diverged")
 
@@ -102,3 +124,13 @@ def test_the_last_model_is_scored_without_training():
 
     assert sites.tasks[0].local_steps == 0
     assert [update.site for update in updates] == ["A"]
+
+
+def test_a_site_whose_last_scores_are_none_is_left_out_and_named(caplog):
+    sites = Recording({"B": {"validation/pixel_ap": 7.0}}, A=1.0, B=1.0)
+
+    with caplog.at_level(logging.ERROR):
+        updates = score_last(UNTRAINED, sites)
+
+    assert [update.site for update in updates] == ["A"]
+    assert "site B sent a metric that is no bounded figure of an agreed name" in caplog.text

@@ -7,6 +7,7 @@ from fedgan.assembly import build_site, networks_for
 from fedgan.errors import SettingsError
 from fedgan.federated.compression import decode
 from fedgan.federated.site import weights_of
+from fedgan.federated.tensors import Side, entries
 from fedgan.records import GlobalModel, RoundTask, SiteFailure, digest_of
 from fedgan.simulation import load_cohorts
 
@@ -77,6 +78,39 @@ def test_divergence_leaves_the_site_as_a_name_and_stays_in_its_log_in_words(site
     assert "the coordinator must start a run with a lower learning rate" in caplog.text
 
 
+def spoils_the_critics(site, value):
+    """Let the last step of every round leave ``value`` in a critic, which no loss sees any more."""
+
+    def on_step(step, losses):
+        if step == 2:
+            with torch.no_grad():
+                site.networks.state_dict()["normal_discriminator.layers.0.weight"].flatten()[0] = value
+
+    site.on_step = on_step
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "overrides", [[], ["compress=fp16"], ["compress=int8"], ["aggregation.share=generator"]], ids="-".join
+)
+def test_a_round_whose_last_step_diverges_neither_leaves_the_site_nor_stays_in_its_memory(
+    site_of, tmp_path, overrides, value
+):
+    site = remembering(site_of, tmp_path, "rounds=9", "aggregation.moments=both", *overrides)
+    model = untrained(site)
+    site.answer(RoundTask(model, local_steps=2))
+    healthy = site.on_step
+    spoils_the_critics(site, value)
+
+    spoilt = site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=2))
+    site.on_step = healthy
+    after = site.answer(RoundTask(GlobalModel(2, model.weights), local_steps=2))
+
+    assert spoilt == SiteFailure("A", 1, "Diverged")
+    assert site.memory.recall(2)[0] == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in after.delta.values())
+
+
 def remembering(site_of, tmp_path, *overrides):
     return site_of(*overrides, memory=tmp_path / "memory")
 
@@ -103,6 +137,23 @@ def test_a_network_that_is_averaged_every_second_round_is_sent_with_the_steps_of
 
     assert name not in first.delta
     assert torch.equal(second.delta[name], weights_of(site.networks)[name] - model.weights[name])
+
+
+def test_a_private_site_goes_on_with_the_spectral_norm_vectors_of_its_own_weights(site_of, tmp_path):
+    private = ("privacy=site", "model.spectral_norm=true", "aggregation.discriminator_every=4", "rounds=9")
+    site = remembering(site_of, tmp_path, *private)
+    model = untrained(site)
+    vectors = [name for name, entry in entries(site.networks).items() if entry.side is Side.CRITIC and entry.normalises]
+
+    first = site.answer(RoundTask(model, local_steps=2))
+    own = weights_of(site.networks)
+    site.answer(RoundTask(GlobalModel(1, model.weights), local_steps=0))
+
+    now = weights_of(site.networks)
+    assert vectors
+    assert first.delta.keys().isdisjoint(vectors)
+    assert all(torch.equal(now[name], own[name]) for name in vectors)
+    assert not all(torch.equal(now[name], model.weights[name]) for name in vectors)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +211,15 @@ def test_what_eight_bits_lose_in_a_round_is_sent_in_the_next(site_of, tmp_path):
     assert first.delta[name].dtype == torch.int8
     assert 0 < lost.abs().max() < 0.01 * true.delta[name].abs().max()
     assert torch.allclose(kept[f"residual/{name}"], lost, atol=1e-8)
+
+
+def test_what_eight_bits_lose_waits_for_the_next_round_in_which_its_network_is_sent(site_of, tmp_path):
+    site = remembering(site_of, tmp_path, "rounds=9", "compress=int8", "aggregation.discriminator_every=4")
+    model, name = untrained(site), "residual/classifier.out.weight"
+
+    for number in range(3):
+        site.answer(RoundTask(GlobalModel(number, model.weights), local_steps=2))
+
+    (_, sent), (_, waits) = site.memory.recall(2), site.memory.recall(3)
+    assert sent[name].abs().max() > 0
+    assert torch.equal(waits[name], sent[name])

@@ -102,6 +102,15 @@ def test_a_buffer_of_no_known_kind_is_refused_by_name():
         entries(Pair(nn.Conv2d(1, 1, 3), critic))
 
 
+@pytest.mark.parametrize("values", [torch.zeros(3), torch.zeros(3, dtype=torch.int64)], ids=["frozen", "whole numbers"])
+def test_a_parameter_that_nobody_trains_is_refused_by_name(values):
+    critic = nn.Conv2d(1, 1, 3)
+    critic.register_parameter("levels", nn.Parameter(values, requires_grad=False))
+
+    with pytest.raises(ModelError, match=r"several sites: critic\.levels;"):
+        entries(Pair(nn.Conv2d(1, 1, 3), critic))
+
+
 def test_a_network_that_nobody_trains_is_refused():
     with pytest.raises(ModelError, match="judge: trained by neither player"):
         entries(Pair(nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3), judge=nn.Conv2d(1, 1, 3)))

@@ -26,6 +26,15 @@ def test_a_site_counts_over_all_rounds_and_not_only_over_its_own():
     assert [found[site].planned_shares["generator"] for site in "AB"] == [0.25, 0.75]
 
 
+def test_a_network_that_is_sent_every_second_round_counts_in_these_rounds_alone():
+    between = kept(1, {"A": 0.25, "B": 0.75})
+    sent = kept(2, {}).model_copy(update={"shares": {"A": {"critic": 0.5}, "B": {"critic": 0.5}}})
+
+    found = contributions([between, sent])
+
+    assert found["A"].shares == {"generator": 0.25, "critic": 0.5}
+
+
 def test_networks_that_nobody_trains_are_left_out():
     assert list(contributions([kept(1, {"A": 1.0})])["A"].shares) == ["generator"]
 

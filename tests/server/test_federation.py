@@ -337,6 +337,7 @@ def test_a_site_that_lost_its_model_is_sent_all_of_the_next_in_the_same_round(sp
 
     assert ["weights" in message.content for message in grid.messages] == [True, False, True]
     assert isinstance(answer, SiteUpdate)
+    assert answer.metrics["traffic/to_site"] == sum(size_of(message.content) for message in grid.messages[1:])
 
 
 def test_what_the_link_carried_is_told_of_each_site(spool):

@@ -120,6 +120,37 @@ def test_a_client_that_sends_no_numbers_is_left_out_and_the_round_goes_on():
     assert weights["G.weight"].item() == 1.0
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((), torch.float32),
+        ((3,), torch.float32),
+        ((1, 3), torch.float32),
+        ((2, 3), torch.float32),
+        ((3, 3), torch.float16),
+        ((3, 3), torch.int64),
+    ],
+    ids=str,
+)
+def test_a_client_that_sends_a_tensor_of_another_shape_or_type_is_left_out_by_name(shape, dtype, caplog):
+    gan = Networks(generators={"G": nn.Linear(3, 3)}, discriminators={"D": nn.Linear(3, 1)})
+    start = {name: torch.zeros_like(tensor) for name, tensor in gan.state_dict().items()}
+    usual = answering({1: 1.0, 2: 1.0, 3: 9.0})
+
+    def answer(message):
+        reply = usual(message)
+        if message.metadata.dst_node_id == 3:
+            reply.content["arrays"] = pack(
+                {**unpack(reply.content["arrays"]), "G.weight": torch.ones(shape, dtype=dtype)}
+            )
+        return reply
+
+    result = GanFedAvg(gan, fraction_evaluate=0.0).start(Grid(answer), pack(start), num_rounds=1)
+
+    assert torch.equal(unpack(result.arrays)["G.weight"], torch.ones(3, 3))
+    assert f"site {3:020d} sent tensors that differ from the model's in name, shape or type" in caplog.text
+
+
 def test_a_client_that_fails_is_left_out():
     strategy = GanFedAvg(one(0.0), fraction_evaluate=0.0)
 
