@@ -23,6 +23,7 @@ from fedgan.config import load
 from fedgan.errors import FedganError
 from fedgan.federated.coordinator import Aggregation, Plan, run_rounds
 from fedgan.federated.site import Site, load_weights, weights_of
+from fedgan.federated.tensors import Entry, entries
 from fedgan.gan.build import choose_device, drawing_of
 from fedgan.outcome import describe_machine
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteUpdate
@@ -77,12 +78,22 @@ def _random(delta: Tensor, rng: torch.Generator) -> Tensor:
     return noise * (delta.norm() / noise.norm().clamp_min(1e-12))
 
 
-ATTACKS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """What becomes of the tensors of which ``Entry.moves_with`` begins so."""
+
+    change: Callable[[Tensor, torch.Generator], Tensor]
+    begins: str = ""
+
+
+ATTACKS = {
     "none": None,
-    "scaled x100": _scaled,
-    "sign flipped": _flipped,
-    "NaN": _nan,
-    "random": _random,
+    "scaled x100": Attack(_scaled),
+    "sign flipped": Attack(_flipped),
+    "NaN": Attack(_nan),
+    "random": Attack(_random),
+    "moving average x100": Attack(_scaled, "generator's moving average"),
+    "generator flipped": Attack(_flipped, "generator"),
 }
 
 
@@ -91,7 +102,8 @@ class Attacked:
     """Sites that take turns, one of which lies; a ``Federation``."""
 
     sites: Sequence[Site]
-    attack: Callable[[Tensor, torch.Generator], Tensor] | None
+    attack: Attack | None
+    entries: Mapping[str, Entry]
     seed: int
 
     def ask(self, task: RoundTask) -> Sequence[Answer]:
@@ -102,7 +114,11 @@ class Attacked:
         if self.attack is None or answer.site != ATTACKER or not isinstance(answer, SiteUpdate):
             return answer
         rng = generator_for(self.seed, "attack", answer.round)
-        return replace(answer, delta={name: self.attack(tensor, rng) for name, tensor in answer.delta.items()})
+        lies = {name: self.attack.change(tensor, rng) for name, tensor in answer.delta.items() if self._lies_in(name)}
+        return replace(answer, delta={**answer.delta, **lies})
+
+    def _lies_in(self, name: str) -> bool:
+        return self.attack is not None and (self.entries[name].moves_with or "").startswith(self.attack.begins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +152,10 @@ def run(settings: Simulation, rule: str, attack: str) -> dict[str, object]:
     began = time.perf_counter()
     try:
         model = run_rounds(
-            GlobalModel(0, weights_of(networks)), Attacked(sites, ATTACKS[attack], settings.seed), plan, keep=keep
+            GlobalModel(0, weights_of(networks)),
+            Attacked(sites, ATTACKS[attack], entries(networks), settings.seed),
+            plan,
+            keep=keep,
         )
     except FedganError as refusal:
         return {"pixel_ap": 0.0, "ended": type(refusal).__name__, "seconds": round(time.perf_counter() - began, 1)}
@@ -164,13 +183,14 @@ def asked(told: argparse.Namespace) -> Iterator[Line]:
     """Yield what is to be run, seed by seed."""
     for seed in told.seeds:
         for rule in told.rules:
-            yield from ({"rule": rule, "attack": attack, "seed": seed} for attack in ATTACKS)
+            yield from ({"rule": rule, "attack": attack, "seed": seed} for attack in told.attacks)
 
 
 def main() -> None:
     """Run what has no line yet, as long as there is time, and print the table of all lines."""
     parser = parser_of(__doc__, LINES)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     told = parser.parse_args()
 
     def run_of(entry: Line) -> Mapping[str, object]:
