@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fedgan.federated.compression import names_in, part_of, reader
-from fedgan.federated.tensors import Entry, Role, Side
+from fedgan.federated.tensors import Entry
 from fedgan.records import SiteUpdate, Weights
 from fedgan.streams import generator_for
 
 SAMPLE = 2**18
-"""Numbers of each player that are looked at, from places that no site can know before it has answered."""
+"""Numbers of each group of tensors that are looked at, from places that no site can know before it has answered."""
 
 AT_ONCE = 2**13
 """Numbers of each update that are multiplied at a time: so few that those of fifty stay near the processor."""
@@ -33,41 +33,37 @@ APART = 0.25
 """Share of the median agreement below which a site is apart."""
 
 AGREEMENT = "agreement/"
-"""Begins the names of what the coordinator remembers of it: by player and site, a sum over rounds and their number."""
+"""Begins the names of what the coordinator remembers of it: by group and site, a sum over rounds and their number."""
 
 
-def agreements(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry]) -> dict[Side, dict[str, float]]:
-    """Return, by player, how well each site that moves it agrees with the second-best agreeing other one: a cosine.
+def agreements(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry]) -> dict[str, dict[str, float]]:
+    """Return how well each site's step agrees with that of the second-best agreeing other one: a cosine.
 
-    A player that fewer than four sites move is left out.
+    For each of ``Entry.moves_with`` by itself; what fewer than four sites move is left out.
     """
-    found: dict[Side, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     updates = sorted(updates, key=lambda update: update.site)
-    for side in Side:
-        products = _products(updates, entries, side)
+    for group in dict.fromkeys(group for entry in entries.values() if (group := entry.moves_with)):
+        products = _products(updates, entries, group)
         moving = [number for number in range(len(updates)) if products[number, number] > 0]
         if len(moving) >= FEWEST:
             lengths = products.diagonal()[moving].sqrt()
             cosines = products[moving][:, moving] / lengths / lengths[:, None]
             second = cosines.fill_diagonal_(-2).sort(dim=1, descending=True).values[:, 1]
-            found[side] = {updates[number].site: float(second[row]) for row, number in enumerate(moving)}
+            found[group] = {updates[number].site: float(second[row]) for row, number in enumerate(moving)}
     return found
 
 
-def _products(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry], side: Side) -> Tensor:
-    """Return the inner products of the updates' steps of one player, over a sample of its numbers: (K, K)."""
+def _products(updates: Sequence[SiteUpdate], entries: Mapping[str, Entry], group: str) -> Tensor:
+    """Return the inner products of the updates' steps of one group of tensors, over a sample of its numbers: (K, K)."""
     if not updates:
         return torch.zeros(0, 0, dtype=torch.float64)
-    names = [
-        name
-        for name in names_in(updates[0].delta)
-        if entries[name].side is side and entries[name].role in (Role.WEIGHT, Role.AFFINE)
-    ]
+    names = [name for name in names_in(updates[0].delta) if entries[name].moves_with == group]
     sizes = {name: updates[0].delta[name].numel() for name in names}
     share = min(1.0, SAMPLE / max(1, sum(sizes.values())))
     # The sites' own first numbers choose the places: nobody knows them before all have answered.
     told = [float(part_of(update.delta, name, slice(0, 1)).sum()) for update in updates for name in names[:1]]
-    rng = generator_for(0, "places", side.value, *[number.hex() for number in told])
+    rng = generator_for(0, "places", group, *[number.hex() for number in told])
     spans = {}
     for name, size in sizes.items():
         length = max(1, round(share * size))
@@ -88,28 +84,27 @@ def inner_products(deltas: Sequence[Weights], spans: Mapping[str, range]) -> Ten
     return products
 
 
-def remember(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> dict[str, Tensor]:
+def remember(memory: Weights, found: Mapping[str, Mapping[str, float]]) -> dict[str, Tensor]:
     """Return what to remember of the agreements that were ``found`` in a round, with those of the rounds before."""
     kept = {}
-    for side, of_sites in found.items():
+    for group, of_sites in found.items():
         for site, cosine in of_sites.items():
-            key = f"{AGREEMENT}{side.value}/{site}"
+            key = f"{AGREEMENT}{group}/{site}"
             kept[key] = memory.get(key, torch.zeros(2, dtype=torch.float64)) + torch.tensor([cosine, 1.0]).double()
     return kept
 
 
-def apart(memory: Weights, found: Mapping[Side, Mapping[str, float]]) -> set[str]:
-    """Return the sites of this round that are apart in every player that they move and that can be judged.
+def apart(memory: Weights, found: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """Return the sites of this round that are apart in any group of tensors that they move and that can be judged.
 
     They are judged by what the ``memory`` holds of them, with this round or without.
     """
-    verdicts: dict[str, list[bool]] = {}
-    for side, of_sites in found.items():
-        keys = {site: f"{AGREEMENT}{side.value}/{site}" for site in of_sites}
+    named: set[str] = set()
+    for group, of_sites in found.items():
+        keys = {site: f"{AGREEMENT}{group}/{site}" for site in of_sites}
         told = {site: memory[key].tolist() for site, key in keys.items() if key in memory}
         means = {site: total / rounds for site, (total, rounds) in told.items()}
         usual = median(means.values()) if len(means) >= FEWEST else 0.0
         if usual >= CLEAR:
-            for site, mean in means.items():
-                verdicts.setdefault(site, []).append(mean < APART * usual)
-    return {site for site, of_players in verdicts.items() if all(of_players)}
+            named |= {site for site, mean in means.items() if mean < APART * usual}
+    return named

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -46,6 +48,14 @@ def after(rounds):
 @pytest.mark.parametrize("kind", ["flipped", "random"])
 def test_who_leads_where_nobody_goes_is_apart_from_the_first_round(kind):
     assert after([[honest("A"), honest("B"), honest("C"), attacker(kind)]]) == {"Z"}
+
+
+@pytest.mark.parametrize("player", ["g", "c"])
+def test_who_flips_one_player_alone_is_apart_too(player):
+    liar = honest("Z")
+    flipped = replace(liar, delta={**liar.delta, player: -liar.delta[player]})
+
+    assert after([[honest("A"), honest("B"), honest("C"), flipped]]) == {"Z"}
 
 
 def test_honest_sites_are_never_apart():
