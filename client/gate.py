@@ -68,7 +68,12 @@ class Gate:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
         url = f"https://{self.coordinator}{scope['path']}"
-        status = await forward(scope, receive, send, self.client, url, most_bytes=MOST_FLEET_BYTES)
+        asked = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"accept-encoding"]}
+        try:
+            status = await forward(asked, receive, _plain(send), self.client, url, most_bytes=MOST_FLEET_BYTES)
+        except _Refused as refused:
+            status = await answer(send, 502)
+            await asyncio.to_thread(self.audit.record, "answer refused", reason=str(refused))
         self.note(status)
         return status
 
@@ -113,6 +118,23 @@ class Gate:
         signature = sign_message(self.signer, create_message_to_sign(bytes.fromhex(digest), now))
         proof = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
         return {"valid_license": "yes", SIGNER: json.dumps(proof)}
+
+
+class _Refused(Exception):
+    """An answer goes no further; the message says in a word why."""
+
+
+def _plain(send: Send) -> Send:
+    """Return a ``send`` that takes no answer which Flower's client would follow elsewhere, or unpack without bounds."""
+
+    async def send_plain(event: MutableMapping[str, Any]) -> None:
+        if httpx.codes.is_redirect(event.get("status", 0)):
+            raise _Refused("redirect")
+        if any(name == b"content-encoding" for name, _ in event.get("headers", ())):
+            raise _Refused("compressed")
+        await send(event)
+
+    return send_plain
 
 
 @dataclass(slots=True)

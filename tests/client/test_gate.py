@@ -1,5 +1,6 @@
 """The site's gate over real TLS: Flower's calls pass, other paths do not, and code only if it is approved."""
 
+import gzip
 import hashlib
 import json
 import ssl
@@ -31,6 +32,7 @@ class Coordinator:
     def __init__(self) -> None:
         self.ships = Fab(hash_str=APPROVED, content=CODE)
         self.raw: bytes | None = None
+        self.says: Response | None = None
 
     async def echo(self, request: Request) -> Response:
         return Response(await request.body(), headers={"x-key": request.headers.get("x-key", "")})
@@ -39,11 +41,15 @@ class Coordinator:
         await request.body()
         return Response(self.raw if self.raw is not None else GetFabResponse(fab=self.ships).SerializeToString())
 
+    async def heartbeat(self, request: Request) -> Response:
+        assert "accept-encoding" not in request.headers
+        return self.says
+
     async def absent(self, request: Request) -> Response:
         return Response(status_code=403)
 
     def app(self) -> Starlette:
-        paths = {"get-fab": self.fab, "get-run": self.absent}
+        paths = {"get-fab": self.fab, "get-run": self.absent, "send-node-heartbeat": self.heartbeat}
         routes = [Route(f"/v1/fleet/{name}", call, methods=["POST"]) for name, call in paths.items()]
         return Starlette(
             routes=[
@@ -86,6 +92,14 @@ def audited(home):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def audited_soon(home):
+    """Return what is audited once an answer has gone."""
+    deadline = time.monotonic() + 10
+    while not audited(home) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return audited(home)
+
+
 def test_flowers_calls_pass_with_their_headers_by_the_sites_own_certificate(dial):
     said = dial.post("/v1/fleet/push-object", content=b"x" * 5_000_000, headers={"x-key": "public"})
 
@@ -120,13 +134,29 @@ def test_the_coordinators_refusals_pass_as_they_are(dial):
     assert dial.post("/v1/fleet/get-run").status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (Response(status_code=307, headers={"location": "http://pacs.example/studies"}), "redirect"),
+        (Response(status_code=304), "redirect"),
+        (Response(gzip.compress(bytes(10_000_000)), headers={"content-encoding": "gzip"}), "compressed"),
+        (Response(b"", status_code=403, headers={"content-encoding": "br"}), "compressed"),
+    ],
+)
+def test_no_answer_leads_elsewhere_or_must_be_unpacked(dial, site_home, coordinator, says, why):
+    coordinator.says = says
+
+    said = dial.post("/v1/fleet/send-node-heartbeat", content=b"here")
+
+    assert (said.status_code, said.content) == (502, b"")
+    assert "location" not in said.headers
+    assert [(event["event"], event["reason"]) for event in audited_soon(site_home())] == [("answer refused", why)]
+
+
 def test_joining_is_audited(dial, site_home):
     dial.post("/v1/fleet/activate-node", content=b"key")
 
-    deadline = time.monotonic() + 10
-    while not audited(site_home()) and time.monotonic() < deadline:  # it is written once the answer has gone
-        time.sleep(0.02)
-    assert [event["event"] for event in audited(site_home())] == ["joined"]
+    assert [event["event"] for event in audited_soon(site_home())] == ["joined"]
 
 
 def test_approved_code_comes_in_signed_as_the_supernode_wants_it(dial, site_home):
