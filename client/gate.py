@@ -3,7 +3,8 @@
 The SuperNode dials this machine's loopback; from here one connection with the site's own certificate leads to the
 coordinator. Flower's calls pass as they are, but for the one that brings code: a bundle that the policy approves is
 signed with a key of the hour, the only one that the SuperNode has been told to trust (``--trusted-entities``). Any
-other arrives empty and unsigned, which the SuperNode answers with an error of Flower's own, and goes on.
+other arrives empty and unsigned, which the SuperNode answers with an error of Flower's own, and goes on. And an
+error of Flower's own leaves without its text, which may quote a path or a patient.
 """
 
 import asyncio
@@ -23,16 +24,21 @@ import httpx
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.proto.fab_pb2 import Fab, GetFabResponse
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign, sign_message
 from google.protobuf.message import DecodeError
 
 from client.loopback import SIGNER, Loopback
+from client.replies import silence
 from fedgan.audit import Audit
 from fedgan.errors import EngineFailed, FedganError
 from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
 
 FLEET = "/v1/fleet/"
 BRINGS_CODE = f"{FLEET}get-fab"
+REPLIES = f"{FLEET}push-messages"
+UPLOADS = f"{FLEET}push-object"
 JOINS = f"{FLEET}activate-node"
 
 START_S = 30.0
@@ -61,6 +67,8 @@ class Gate:
             await answer(send, 404)
         elif scope["path"] == BRINGS_CODE:
             await self._let_code_in(scope, receive, send)
+        elif scope["path"] == REPLIES:
+            await self._let_reply_out(scope, receive, send)
         else:
             status = await self._forward(scope, receive, send)
             if scope["path"] == JOINS and status == httpx.codes.OK:
@@ -76,6 +84,21 @@ class Gate:
             await asyncio.to_thread(self.audit.record, "answer refused", reason=str(refused))
         self.note(status)
         return status
+
+    async def _let_reply_out(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = PushMessagesRequest.FromString(await _whole(receive))
+        silenced = silence(reply)
+        held = _Held()
+        status = await self._forward(*_asking(scope, REPLIES, reply), held)
+        if status == httpx.codes.OK and silenced:
+            said = PushMessagesResponse.FromString(bytes(held.body))
+            for error in silenced:  # the SuperNode does not have it: it has the one with the text
+                if error.object_id in said.objects_to_push:
+                    said.objects_to_push.remove(error.object_id)
+                    error.session_id = said.session_id
+                    await self._forward(*_asking(scope, UPLOADS, error), _Held())
+            held.body = bytearray(said.SerializeToString())
+        await held.release(send)
 
     async def _let_code_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         held = _Held()
@@ -118,6 +141,29 @@ class Gate:
         signature = sign_message(self.signer, create_message_to_sign(bytes.fromhex(digest), now))
         proof = {"signed_at": now, "signature": base64.urlsafe_b64encode(signature).decode()}
         return {"valid_license": "yes", SIGNER: json.dumps(proof)}
+
+
+async def _whole(receive: Receive) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ConnectionError("the SuperNode has left")
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+    return bytes(body)
+
+
+def _asking(scope: Scope, path: str, content: PushMessagesRequest | PushObjectRequest) -> tuple[Scope, Receive]:
+    """Return a request like the one in ``scope``, by whose headers Flower knows the site, with another content."""
+    body = content.SerializeToString()
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+    length = (b"content-length", str(len(body)).encode())
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    return {**scope, "path": path, "headers": [*headers, length]}, receive
 
 
 class _Refused(Exception):

@@ -8,8 +8,17 @@ import time
 
 import httpx
 import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.message import make_message, remove_content_from_message
+from flwr.app.metadata import Metadata
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_to_proto
 from flwr.proto.fab_pb2 import Fab, GetFabResponse
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.fab import Fab as ReceivedFab
+from flwr.supercore.inflatable.inflatable_object import get_object_id, get_object_tree, iterate_object_tree
 from flwr.supernode.start_client_internal import _verify_fab
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -33,6 +42,7 @@ class Coordinator:
         self.ships = Fab(hash_str=APPROVED, content=CODE)
         self.raw: bytes | None = None
         self.says: Response | None = None
+        self.pushed: list[bytes] = []
 
     async def echo(self, request: Request) -> Response:
         return Response(await request.body(), headers={"x-key": request.headers.get("x-key", "")})
@@ -40,6 +50,17 @@ class Coordinator:
     async def fab(self, request: Request) -> Response:
         await request.body()
         return Response(self.raw if self.raw is not None else GetFabResponse(fab=self.ships).SerializeToString())
+
+    async def push(self, request: Request) -> Response:
+        """Ask for all objects of a message, as Flower's SuperLink does of one that is new to it."""
+        self.pushed.append(await request.body())
+        said = PushMessagesRequest.FromString(self.pushed[-1])
+        wanted = [tree.object_id for top in said.message_object_trees for tree in iterate_object_tree(top)]
+        return Response(PushMessagesResponse(objects_to_push=wanted, session_id="s").SerializeToString())
+
+    async def store(self, request: Request) -> Response:
+        self.pushed.append(await request.body())
+        return Response(PushObjectResponse(stored=True).SerializeToString())
 
     async def heartbeat(self, request: Request) -> Response:
         assert "accept-encoding" not in request.headers
@@ -49,7 +70,13 @@ class Coordinator:
         return Response(status_code=403)
 
     def app(self) -> Starlette:
-        paths = {"get-fab": self.fab, "get-run": self.absent, "send-node-heartbeat": self.heartbeat}
+        paths = {
+            "get-fab": self.fab,
+            "get-run": self.absent,
+            "send-node-heartbeat": self.heartbeat,
+            "push-messages": self.push,
+            "push-object": self.store,
+        }
         routes = [Route(f"/v1/fleet/{name}", call, methods=["POST"]) for name, call in paths.items()]
         return Starlette(
             routes=[
@@ -101,7 +128,7 @@ def audited_soon(home):
 
 
 def test_flowers_calls_pass_with_their_headers_by_the_sites_own_certificate(dial):
-    said = dial.post("/v1/fleet/push-object", content=b"x" * 5_000_000, headers={"x-key": "public"})
+    said = dial.post("/v1/fleet/pull-object", content=b"x" * 5_000_000, headers={"x-key": "public"})
 
     assert (said.status_code, len(said.content), said.headers["x-key"]) == (200, 5_000_000, "public")
 
@@ -117,7 +144,7 @@ def test_flowers_calls_pass_through_the_hospitals_proxy(coordinator, federation,
 
         with open_gate(gate, loopback) as port:
             trust = ssl.create_default_context(cafile=str(loopback.root))
-            url = f"https://127.0.0.1:{port}/v1/fleet/push-object"
+            url = f"https://127.0.0.1:{port}/v1/fleet/pull-object"
             said = httpx.post(url, content=b"x" * 5_000_000, verify=trust, trust_env=False)
 
     assert (said.status_code, len(said.content)) == (200, 5_000_000)
@@ -151,6 +178,47 @@ def test_no_answer_leads_elsewhere_or_must_be_unpacked(dial, site_home, coordina
     assert (said.status_code, said.content) == (502, b"")
     assert "location" not in said.headers
     assert [(event["event"], event["reason"]) for event in audited_soon(site_home())] == [("answer refused", why)]
+
+
+def reply(said: RecordDict | Error) -> tuple[Message, PushMessagesRequest]:
+    """Return a reply as the SuperNode's store has it, and as the SuperNode sends it."""
+    asked = Metadata(7, "a" * 64, 1, 5, "", "1", 0.0, 60.0, "train")
+    message = Message(said, reply_to=make_message(asked, RecordDict()))
+    message.metadata.__dict__["_message_id"] = message.object_id
+    return message, PushMessagesRequest(
+        node=Node(node_id=5),
+        messages_list=[message_to_proto(remove_content_from_message(message))],
+        message_object_trees=[get_object_tree(message)],
+        clientapp_runtime_list=[1.0],
+    )
+
+
+def test_an_answer_of_the_worker_passes_as_it_is(dial, coordinator):
+    message, sent = reply(RecordDict({"failure": ConfigRecord({"reason": "Diverged"})}))
+
+    said = dial.post("/v1/fleet/push-messages", content=sent.SerializeToString())
+
+    assert coordinator.pushed == [sent.SerializeToString()]
+    assert message.object_id in PushMessagesResponse.FromString(said.content).objects_to_push
+
+
+def test_an_error_of_flowers_leaves_without_its_text(dial, coordinator, caplog):
+    text = "<class 'OSError'>:<'[Errno 28] No space left on device: '/data/Doe^Jane/link/apps''>"
+    message, sent = reply(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text))
+
+    said = dial.post("/v1/fleet/push-messages", content=sent.SerializeToString(), headers={"x-key": "public"})
+
+    (told, uploaded) = coordinator.pushed
+    upload = PushObjectRequest.FromString(uploaded)
+    arrived = Message.inflate(upload.object_content)
+    (known,) = PushMessagesRequest.FromString(told).messages_list
+    assert list(PushMessagesResponse.FromString(said.content).objects_to_push) == []  # the SuperNode's has the text
+    assert not any(word in content for content in coordinator.pushed for word in (b"Doe", b"OSError"))
+    assert (upload.object_id, upload.session_id, upload.run_id) == (get_object_id(upload.object_content), "s", 7)
+    assert known.metadata.message_id == upload.object_id != message.object_id
+    assert known.metadata.reply_to_message_id == arrived.metadata.reply_to_message_id == "a" * 64
+    assert (arrived.error.code, arrived.error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, None)
+    assert "Doe^Jane" in caplog.text
 
 
 def test_joining_is_audited(dial, site_home):
