@@ -21,6 +21,7 @@ from client.policy import approved_bundles, read_policy
 from client.supernode import SuperNode
 from fedgan.audit import Audit
 from fedgan.errors import Unreachable
+from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.processes import flower_environment, free_port, keep_running
 
@@ -41,9 +42,10 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
     Raises:
         HomeError: the site belongs to no federation yet, or another process takes part for it.
         SiteRefused: the coordinator does not let it in, or no longer.
-        SettingsError: the policy cannot be read.
+        SettingsError: the policy cannot be read, or Flower is of an unknown version.
         EngineFailed: a part of it does not start.
     """
+    check_flower()
     membership = home.membership()
     with ExitStack() as parts:
         parts.enter_context(only_one(home))
@@ -55,9 +57,23 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
         if (days := days_left(home)) < FEWEST_DAYS:
             say(f"the site's certificate holds for {days} more day(s); ask the coordinator for an invitation")
         say(f"waiting for the coordinator of {membership.federation} at {membership.address}")
+        if obstacle := _obstacle(home, membership):
+            say(obstacle)
         _Processes(home, membership, node, say, stop).run(events)
         Audit(home.audit).record("left")
     say("stopped")
+
+
+def _obstacle(home: Home, membership: Membership) -> str | None:
+    """Return what stands between the site and the coordinator, if anything does.
+
+    Raises:
+        SiteRefused: the coordinator does not let the site in, or no longer.
+    """
+    try:
+        return hello(home, membership.address, read_policy(home.policy)).obstacle()
+    except Unreachable as fault:
+        return str(fault)
 
 
 def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Say) -> Gate:
@@ -137,9 +153,5 @@ class _Processes:
         Raises:
             SiteRefused: it does.
         """
-        try:
-            hello(self.home, self.membership.address, read_policy(self.home.policy))
-        except Unreachable as fault:
-            self.say(str(fault))
-        else:
-            self.say("Flower does not take the site back yet; it is tried again")
+        obstacle = _obstacle(self.home, self.membership)
+        self.say(obstacle or "Flower does not take the site back yet; it is tried again")
