@@ -84,6 +84,7 @@ def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Sa
         approved=lambda: approved_bundles(read_policy(home.policy)),
         signer=signer,
         audit=Audit(home.audit),
+        task_bytes=lambda: read_policy(home.policy).max_bytes,
         note=_Reach(say),
     )
 

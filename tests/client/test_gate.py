@@ -87,6 +87,11 @@ class Coordinator:
         )
 
 
+def gate_of(home, loopback, address, *, approved=frozenset, proxy=None):
+    client = streaming_client(tls_context(home), proxy=proxy)
+    return Gate(address, client, approved, loopback.signer, Audit(home.audit), task_bytes=lambda: 5_000_000)
+
+
 @pytest.fixture
 def coordinator():
     return Coordinator()
@@ -98,8 +103,7 @@ def dial(coordinator, federation, served, site_home):
     home = federation.enrol(site_home(), "A", "unused:1")
     loopback = make_loopback(home.inside("link"))
     address = f"localhost:{served(coordinator.app())}"
-    client = streaming_client(tls_context(home))
-    gate = Gate(address, client, lambda: frozenset({APPROVED}), loopback.signer, Audit(home.audit))
+    gate = gate_of(home, loopback, address, approved=lambda: frozenset({APPROVED}))
     with open_gate(gate, loopback) as port:
         trust = ssl.create_default_context(cafile=str(loopback.root))
         with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trust, trust_env=False) as dialled:
@@ -139,8 +143,7 @@ def test_flowers_calls_pass_through_the_hospitals_proxy(coordinator, federation,
     with corporate_proxy(to_port) as (proxy_port, authority, asked):
         context = ssl.create_default_context(cafile=authority)
         proxy = httpx.Proxy(f"https://127.0.0.1:{proxy_port}", ssl_context=context)
-        client = streaming_client(tls_context(home), proxy=proxy)
-        gate = Gate(f"localhost:{to_port}", client, frozenset, loopback.signer, Audit(home.audit))
+        gate = gate_of(home, loopback, f"localhost:{to_port}", proxy=proxy)
 
         with open_gate(gate, loopback) as port:
             trust = ssl.create_default_context(cafile=str(loopback.root))
@@ -159,6 +162,19 @@ def test_nothing_but_flowers_fleet_calls_passes(dial, path):
 
 def test_the_coordinators_refusals_pass_as_they_are(dial):
     assert dial.post("/v1/fleet/get-run").status_code == 403
+
+
+def test_no_task_comes_in_that_is_much_longer_than_the_policy_allows(dial, site_home):
+    def statuses(count):
+        return [dial.post("/v1/fleet/pull-object", content=bytes(5_000_000)).status_code for _ in range(count)]
+
+    first = statuses(3)
+    dial.post("/v1/fleet/pull-messages")
+    next_one = statuses(2)
+
+    assert first == [200, 200, 413]
+    assert next_one == [200, 200]
+    assert [event["reason"] for event in audited_soon(site_home())] == ["too long"]
 
 
 @pytest.mark.parametrize(
@@ -277,23 +293,23 @@ def test_approved_code_still_comes_in_after_a_refusal(dial, site_home, coordinat
 def test_without_a_coordinator_the_supernode_is_told_to_ask_again(federation, site_home):
     home = federation.enrol(site_home(), "A", "unused:1")
     loopback = make_loopback(home.inside("link"))
-    gate = Gate("localhost:9", streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit))
+    gate = gate_of(home, loopback, "localhost:9")
 
     with open_gate(gate, loopback) as port:
         trust = ssl.create_default_context(cafile=str(loopback.root))
         statuses = [
             httpx.post(f"https://127.0.0.1:{port}/v1/fleet/{call}", verify=trust, trust_env=False).status_code
-            for call in ("pull-messages", "get-fab")
+            for call in ("pull-messages", "get-fab", "push-messages")
         ]
 
-    assert statuses == [502, 502]
+    assert statuses == [502, 502, 502]
 
 
 def test_a_gate_trusts_no_coordinator_of_another_authority(federation, served, site_home, tmp_path):
     other = type(federation)(type(federation.authority).found("other"), tmp_path)
     home = other.enrol(site_home(), "A", "unused:1")
     loopback, address = make_loopback(home.inside("link")), f"localhost:{served(Coordinator().app())}"
-    gate = Gate(address, streaming_client(tls_context(home)), frozenset, loopback.signer, Audit(home.audit))
+    gate = gate_of(home, loopback, address)
 
     with open_gate(gate, loopback) as port:
         trust = ssl.create_default_context(cafile=str(loopback.root))
