@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import fedgan.flower
 from client.join import join
-from fedgan.errors import SettingsError, SiteRefused
+from fedgan.errors import HomeError, SettingsError, SiteRefused
 
 
 def coordinator(*, fedgan: str = version("fedgan"), ahead_s: float = 0.0, status: int = 200) -> Starlette:
@@ -75,3 +75,19 @@ def test_a_site_with_an_unknown_flower_does_not_start(enrolled, monkeypatch):
 def test_a_site_that_is_not_let_in_does_not_start(enrolled, served):
     with pytest.raises(SiteRefused, match="revoked"):
         join(enrolled(served(coordinator(status=401))), say=[].append, stop=told_to_stop())
+
+
+@pytest.mark.slow
+def test_a_site_that_is_enrolled_anew_while_it_takes_part_says_that_it_must_be_started_again(
+    enrolled, served, federation
+):
+    async def forget(_request: Request) -> Response:
+        federation.enrol(home.folder, "A", home.membership().address)
+        return Response(status_code=401)
+
+    app = coordinator()
+    app.router.routes.append(Route("/v1/fleet/{call}", forget, methods=["POST"]))
+    home = enrolled(served(app))
+
+    with pytest.raises(HomeError, match="start fed-client again"):
+        join(home, say=[].append, stop=threading.Event())
