@@ -97,12 +97,31 @@ def hello(home: Home, address: str, policy: Policy) -> Greeting:
         Unreachable: there is no coordinator at ``address``, or it is none of this federation.
         HomeError: keys or certificates are missing or damaged.
     """
+    before = datetime.now(UTC)
+    answer = _ask(home, address, policy, "GET", "/federation/hello")
+    after = datetime.now(UTC)
+    try:
+        said = Greeting.model_validate_json(answer.content)
+    except ValidationError as fault:
+        raise _no_coordinator(address, answer) from fault
+    skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
+    return said.model_copy(update={"skew_s": skew_s})
+
+
+def leave(home: Home, address: str, policy: Policy) -> None:
+    """Have the coordinator forget the site's key and certificate; without an invitation there is no way back.
+
+    Raises:
+        As ``hello``.
+    """
+    _ask(home, address, policy, "POST", "/federation/leave")
+
+
+def _ask(home: Home, address: str, policy: Policy, method: str, path: str) -> httpx.Response:
     context, proxy = tls_context(home), proxy_for(address, policy.proxy_ca)
     try:
         with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
-            before = datetime.now(UTC)
-            answer = client.get(f"https://{address}/federation/hello")
-            after = datetime.now(UTC)
+            answer = client.request(method, f"https://{address}{path}")
     except httpx.TransportError as fault:
         raise Unreachable(
             f"{address} cannot be reached ({fault}); is the coordinator up, and does the firewall or proxy let one "
@@ -110,11 +129,10 @@ def hello(home: Home, address: str, policy: Policy) -> Greeting:
         ) from fault
     if answer.status_code in (401, 403):
         raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
-    try:
-        said = Greeting.model_validate_json(answer.raise_for_status().content)
-    except (httpx.HTTPStatusError, ValidationError) as fault:
-        raise Unreachable(
-            f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?"
-        ) from fault
-    skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
-    return said.model_copy(update={"skew_s": skew_s})
+    if not answer.is_success:
+        raise _no_coordinator(address, answer)
+    return answer
+
+
+def _no_coordinator(address: str, answer: httpx.Response) -> Unreachable:
+    return Unreachable(f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?")
