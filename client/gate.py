@@ -1,10 +1,14 @@
 """The one way out of a site: what its SuperNode says to the coordinator goes through here, and code comes in only so.
 
 The SuperNode dials this machine's loopback; from here one connection with the site's own certificate leads to the
-coordinator. Flower's calls pass as they are, but for the one that brings code: a bundle that the policy approves is
-signed with a key of the hour, the only one that the SuperNode has been told to trust (``--trusted-entities``). Any
-other arrives empty and unsigned, which the SuperNode answers with an error of Flower's own, and goes on. And an
-error of Flower's own leaves without its text, which may quote a path or a patient.
+coordinator. Flower's calls pass as they are, with four exceptions:
+
+- Code. A bundle that the policy approves is signed with a key of the hour, the only one that the SuperNode has been
+  told to trust (``--trusted-entities``). Any other arrives empty and unsigned, which the SuperNode answers with an
+  error of Flower's own, and goes on.
+- Errors of Flower's own leave without their text, which may quote a path or a patient.
+- Answers that lead elsewhere or are compressed do not pass: Flower's client would follow them, and unpack any size.
+- Nor do tasks much longer than the policy allows, before they fill the memory.
 """
 
 import asyncio
@@ -67,6 +71,7 @@ class Gate:
     note: Callable[[int], None] = lambda status: None
     """Is told the status of each answer, so that somebody learns when there is no coordinator."""
     arriving: Arriving = field(default_factory=Arriving)
+    """What the SuperNode is fetching now."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
@@ -119,11 +124,11 @@ class Gate:
         held = await self._ask(*asking(scope, REPLIES, reply))
         if silenced and held.status == httpx.codes.OK:
             said = PushMessagesResponse.FromString(bytes(held.body))
-            for error in silenced:  # the SuperNode does not have it: it has the one with the text
+            for error in silenced:
                 if error.object_id in said.objects_to_push:
-                    said.objects_to_push.remove(error.object_id)
                     error.session_id = said.session_id
                     await self._ask(*asking(scope, UPLOADS, error))
+            said.ClearField("objects_to_push")  # the SuperNode has the one with the text, and shall not be asked for it
             held.body = bytearray(said.SerializeToString())
         await held.release(send)
 

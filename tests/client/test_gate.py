@@ -52,11 +52,11 @@ class Coordinator:
         return Response(self.raw if self.raw is not None else GetFabResponse(fab=self.ships).SerializeToString())
 
     async def push(self, request: Request) -> Response:
-        """Ask for all objects of a message, as Flower's SuperLink does of one that is new to it."""
+        """Ask for all objects of a message, as Flower's SuperLink does of one that is new to it, and for a guess."""
         self.pushed.append(await request.body())
         said = PushMessagesRequest.FromString(self.pushed[-1])
         wanted = [tree.object_id for top in said.message_object_trees for tree in iterate_object_tree(top)]
-        return Response(PushMessagesResponse(objects_to_push=wanted, session_id="s").SerializeToString())
+        return Response(PushMessagesResponse(objects_to_push=[*wanted, "b" * 64], session_id="s").SerializeToString())
 
     async def store(self, request: Request) -> Response:
         self.pushed.append(await request.body())
