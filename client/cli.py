@@ -12,7 +12,9 @@ from pathlib import Path
 
 from client.enrolment import enrol
 from client.home import home_of
-from client.policy import write_default
+from client.link import leave
+from client.policy import read_policy, write_default
+from fedgan.audit import Audit
 from fedgan.errors import FedganError
 from fedgan.processes import started_log
 
@@ -56,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-bundle", type=Path, metavar="FILE", help="certificates (PEM) that verify an HTTPS proxy"
     )
     enrolling.set_defaults(run=_enrol)
+    leaving = commands.add_parser("leave", help="leave the federation; the way back is another invitation")
+    leaving.set_defaults(run=_leave)
     _add_map(commands.add_parser("map", help="draw the disease map of pictures, here, with the installed model"))
     return parser
 
@@ -90,6 +94,16 @@ def _enrol(arguments: argparse.Namespace) -> int:
     elif write_default(home.policy, arguments.site):
         _say(arguments.site, f"say in {home.policy} where the scans are, then run fed-client --site {home.site} check")
     return 0 if done else 130
+
+
+def _leave(arguments: argparse.Namespace) -> int:
+    """Leave the federation; its models and the site's own records stay here."""
+    home = home_of(arguments.site, arguments.home)
+    membership = home.membership()
+    leave(home, membership.address, read_policy(home.policy))
+    Audit(home.audit).record("left the federation", federation=membership.federation)
+    _say(arguments.site, f"has left {membership.federation}; its models stay")
+    return 0
 
 
 def _join(arguments: argparse.Namespace) -> int:
@@ -150,7 +164,6 @@ def _show_model(arguments: argparse.Namespace) -> int:
 
 def _tell_privacy(arguments: argparse.Namespace) -> int:
     """Say what the ledger says."""
-    from client.policy import read_policy
     from client.privacy import ledger_of
     from fedgan.privacy.telling import tell_account
 

@@ -11,7 +11,7 @@ from client.link import proxy_for, tls_context
 from client.models import open_models
 from client.policy import read_policy
 from fedgan.audit import Audit
-from fedgan.errors import ModelError, ReleaseUnavailable
+from fedgan.errors import ModelError, ReleaseUnavailable, SettingsError
 
 LOOK_S = 20.0
 """Between two questions for a newer release."""
@@ -44,8 +44,8 @@ def install_as_they_come(
         while not stop.wait(pause):
             pause = min(2 * pause, LONGEST_PAUSE_S)
             try:
-                release = models.install(link, audit)
-            except ReleaseUnavailable as fault:
+                release = models.install(link, audit, most_bytes=read_policy(home.policy).max_bytes)
+            except (ReleaseUnavailable, SettingsError) as fault:
                 log.warning("%s", fault)
             except ModelError as refusal:
                 say(f"the installed model stays: {refusal}")

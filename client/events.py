@@ -44,6 +44,8 @@ class Events:
             case "answered":
                 done = self._rounds.pop(number, f"round {event['round']}")
                 yield f"task {number}: {done} answered after {event['seconds']} s; waiting for the next"
+            case "answer refused":
+                yield f"refused what the coordinator sends ({event['reason']}); tell the coordinator"
             case "refused" if "bundle" in event:
                 yield f"refused code that the policy does not approve (SHA-256 {event['bundle']})"
             case "refused":

@@ -20,7 +20,8 @@ from client.loopback import make_loopback
 from client.policy import approved_bundles, read_policy
 from client.supernode import SuperNode
 from fedgan.audit import Audit
-from fedgan.errors import Unreachable
+from fedgan.errors import HomeError, Unreachable
+from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.processes import flower_environment, free_port, keep_running
 
@@ -39,25 +40,41 @@ def join(home: Home, *, say: Say, stop: threading.Event) -> None:
     """Take part in the federation, saying each thing that happens in one line, until ``stop``.
 
     Raises:
-        HomeError: the site belongs to no federation yet, or another process takes part for it.
+        HomeError: the site belongs to no federation yet, has another key by now, or another process takes part for it.
         SiteRefused: the coordinator does not let it in, or no longer.
-        SettingsError: the policy cannot be read.
+        SettingsError: the policy cannot be read, or Flower is of an unknown version.
         EngineFailed: a part of it does not start.
     """
+    check_flower()
     membership = home.membership()
     with ExitStack() as parts:
         parts.enter_context(only_one(home))
         events = Events(home.audit)
         loopback = make_loopback(home.inside("link"))
+        certificate = home.certificate.read_bytes()
         port = parts.enter_context(open_gate(_gate(home, membership, loopback.signer, say), loopback))
         worker = parts.enter_context(socket_in(home))
         node = SuperNode(home, loopback, port, free_port(), worker)
         if (days := days_left(home)) < FEWEST_DAYS:
             say(f"the site's certificate holds for {days} more day(s); ask the coordinator for an invitation")
         say(f"waiting for the coordinator of {membership.federation} at {membership.address}")
-        _Processes(home, membership, node, say, stop).run(events)
+        if obstacle := _obstacle(home, membership):
+            say(obstacle)
+        _Processes(home, membership, certificate, node, say, stop).run(events)
         Audit(home.audit).record("left")
     say("stopped")
+
+
+def _obstacle(home: Home, membership: Membership) -> str | None:
+    """Return what stands between the site and the coordinator, if anything does.
+
+    Raises:
+        SiteRefused: the coordinator does not let the site in, or no longer.
+    """
+    try:
+        return hello(home, membership.address, read_policy(home.policy)).obstacle()
+    except Unreachable as fault:
+        return str(fault)
 
 
 def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Say) -> Gate:
@@ -68,6 +85,7 @@ def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Sa
         approved=lambda: approved_bundles(read_policy(home.policy)),
         signer=signer,
         audit=Audit(home.audit),
+        task_bytes=lambda: read_policy(home.policy).max_bytes,
         note=_Reach(say),
     )
 
@@ -95,6 +113,8 @@ class _Processes:
 
     home: Home
     membership: Membership
+    certificate: bytes
+    """Which the gate shows."""
     node: SuperNode
     say: Say
     stop: threading.Event
@@ -136,10 +156,9 @@ class _Processes:
 
         Raises:
             SiteRefused: it does.
+            HomeError: it knows the site by another certificate than the gate's.
         """
-        try:
-            hello(self.home, self.membership.address, read_policy(self.home.policy))
-        except Unreachable as fault:
-            self.say(str(fault))
-        else:
-            self.say("Flower does not take the site back yet; it is tried again")
+        if self.home.certificate.read_bytes() != self.certificate:
+            raise HomeError("the site has been enrolled anew while it took part; start fed-client again")
+        obstacle = _obstacle(self.home, self.membership)
+        self.say(obstacle or "Flower does not take the site back yet; it is tried again")

@@ -2,6 +2,7 @@
 
 import ssl
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,6 +20,10 @@ FEWEST_DAYS = 30
 """For how long a site's certificate holds at least, before somebody is told."""
 
 
+MOST_SKEW_S = 5.0
+"""Flower refuses what a clock signs that is farther ahead."""
+
+
 class Greeting(BaseModel):
     """What the coordinator says of itself to a site that it knows."""
 
@@ -26,6 +31,19 @@ class Greeting(BaseModel):
     time: AwareDatetime
     fedgan: str
     flwr: str
+    skew_s: float = 0.0
+    """By how much its clock and this one differ at least, in seconds; that is not what it says."""
+
+    def obstacle(self) -> str | None:
+        """Return what stands between it and this site, and what to do, if anything does."""
+        if (self.fedgan, self.flwr) != (here := (version("fedgan"), version("flwr"))):
+            return (
+                f"the coordinator runs fedgan {self.fedgan} on flwr {self.flwr}, and this site {here[0]} on {here[1]}; "
+                "install the coordinator's versions"
+            )
+        if self.skew_s > MOST_SKEW_S:
+            return f"this clock and the coordinator's are {self.skew_s:.0f} s apart; set both by a time server (NTP)"
+        return None
 
 
 def tls_context(home: Home) -> ssl.SSLContext:
@@ -79,10 +97,31 @@ def hello(home: Home, address: str, policy: Policy) -> Greeting:
         Unreachable: there is no coordinator at ``address``, or it is none of this federation.
         HomeError: keys or certificates are missing or damaged.
     """
+    before = datetime.now(UTC)
+    answer = _ask(home, address, policy, "GET", "/federation/hello")
+    after = datetime.now(UTC)
+    try:
+        said = Greeting.model_validate_json(answer.content)
+    except ValidationError as fault:
+        raise _no_coordinator(address, answer) from fault
+    skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
+    return said.model_copy(update={"skew_s": skew_s})
+
+
+def leave(home: Home, address: str, policy: Policy) -> None:
+    """Have the coordinator forget the site's key and certificate; without an invitation there is no way back.
+
+    Raises:
+        As ``hello``.
+    """
+    _ask(home, address, policy, "POST", "/federation/leave")
+
+
+def _ask(home: Home, address: str, policy: Policy, method: str, path: str) -> httpx.Response:
     context, proxy = tls_context(home), proxy_for(address, policy.proxy_ca)
     try:
         with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
-            answer = client.get(f"https://{address}/federation/hello")
+            answer = client.request(method, f"https://{address}{path}")
     except httpx.TransportError as fault:
         raise Unreachable(
             f"{address} cannot be reached ({fault}); is the coordinator up, and does the firewall or proxy let one "
@@ -90,9 +129,10 @@ def hello(home: Home, address: str, policy: Policy) -> Greeting:
         ) from fault
     if answer.status_code in (401, 403):
         raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
-    try:
-        return Greeting.model_validate_json(answer.raise_for_status().content)
-    except (httpx.HTTPStatusError, ValidationError) as fault:
-        raise Unreachable(
-            f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?"
-        ) from fault
+    if not answer.is_success:
+        raise _no_coordinator(address, answer)
+    return answer
+
+
+def _no_coordinator(address: str, answer: httpx.Response) -> Unreachable:
+    return Unreachable(f"{address} answers as no coordinator does (status {answer.status_code}); is the address right?")

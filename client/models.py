@@ -68,7 +68,7 @@ class Models:
         link = self._folder / "current"
         return link.resolve() if link.is_symlink() else None
 
-    def install(self, link: httpx.Client, audit: Audit) -> Release | None:
+    def install(self, link: httpx.Client, audit: Audit, *, most_bytes: int) -> Release | None:
         """Install the coordinator's last release; return it, or nothing if it is installed or there is none yet.
 
         Whatever goes wrong, the model before stays, and what has arrived is gone on with the next time.
@@ -76,11 +76,12 @@ class Models:
         Args:
             link: to the coordinator, which has proved to be who it is.
             audit: the site's.
+            most_bytes: how long its weights may be.
 
         Raises:
-            ReleaseUnavailable: it has not arrived whole, or cannot be written.
+            ReleaseUnavailable: it has not arrived whole, or cannot be written; then what has arrived makes room.
             ReleaseRefused: it is not to be trusted.
-            ModelError: this version cannot draw with it.
+            ModelError: it is too long, or this version cannot draw with it.
         """
         signed = _last_card(link)
         if signed is None:
@@ -88,6 +89,7 @@ class Models:
         content = signed.card.encode()
         try:
             card = open_card(content, signed.signature, self._key)
+            _check_length(card, most_bytes)
             release = Release(self._folder / f"{card.serial:06d}", card, hashlib.sha256(content).hexdigest())
             if not self._install(release, content, signed.signature, link):
                 return None
@@ -95,6 +97,7 @@ class Models:
             audit.record("model refused", reason=type(refusal).__name__, digest=hashlib.sha256(content).hexdigest())
             raise
         except OSError as error:
+            self._give_up_incoming()
             raise ReleaseUnavailable(
                 f"a release cannot be written ({error.strerror}); free space on the disk of {self._folder}"
             ) from error
@@ -132,11 +135,14 @@ class Models:
     def _incoming_for(self, card: Card) -> Path:
         """Return the folder in which the weights of ``card`` arrive; what has arrived of others is given up."""
         folder = self._folder / f"{card.weights}.incoming"
-        for other in self._folder.glob("*.incoming"):
-            if other != folder:
-                shutil.rmtree(other)
+        self._give_up_incoming(but=folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _give_up_incoming(self, *, but: Path | None = None) -> None:
+        for folder in self._folder.glob("*.incoming"):
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _switch_to(self, folder: Path) -> None:
         partial = self._folder / "current.partial"
@@ -185,6 +191,14 @@ def _last_card(link: httpx.Client) -> _Signed | None:
         raise ReleaseUnavailable(
             f"the coordinator cannot be asked for its last release ({error}); try later"
         ) from error
+
+
+def _check_length(card: Card, most_bytes: int) -> None:
+    if card.num_bytes > most_bytes:
+        raise ModelError(
+            f"release {card.serial} has {card.num_bytes / 1e6:.0f} MB of weights, and the policy's longest_task allows "
+            f"{most_bytes / 1e6:.0f}; allow more, or tell the coordinator"
+        )
 
 
 def _check_drawing(card: Card) -> None:

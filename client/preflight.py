@@ -1,12 +1,11 @@
 """Everything that can be wrong at a site before a round is wasted on it; for the hospital's eyes, nothing leaves.
 
-The first form: policy, scans, device, disk, certificate, coordinator and clock.
+The first form: policy, software, scans, device, disk, certificate, coordinator and clock.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 
 from client.home import Home
@@ -15,14 +14,12 @@ from client.policy import Phantoms, Policy, approved_bundles, opted_out, read_po
 from client.scans import diseases_in, load_scans
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
 from fedgan.errors import FedganError
+from fedgan.flower import check_flower
 from fedgan.gan.build import choose_device
 from fedgan.settings import AgreedScans
 
 FEWEST_FREE_BYTES = 5 * 10**9
 """Room for the models and the optimisers' state of a few runs."""
-
-MOST_SKEW_S = 5.0
-"""Flower refuses what a clock signs that is farther ahead."""
 
 TRIED_SIZE = 64
 """To what size scans are prepared to try them, in pixels; a run may ask for another."""
@@ -55,6 +52,7 @@ def preflight(home: Home) -> Iterator[Finding]:
         return
     yield Finding("policy", True, f"readable; {approved} bundle(s) of code approved")
     checks: dict[str, Check] = {
+        "software": _software,
         "scans": _scans,
         "device": _device,
         "disk": _disk,
@@ -66,6 +64,11 @@ def preflight(home: Home) -> Iterator[Finding]:
             yield Finding(what, True, check(home, policy))
         except FedganError as problem:
             yield Finding(what, False, str(problem))
+
+
+def _software(_home: Home, _policy: Policy) -> str:
+    check_flower()
+    return f"fedgan {version('fedgan')} on flwr {version('flwr')}"
 
 
 def _scans(home: Home, policy: Policy) -> str:
@@ -108,15 +111,7 @@ def _certificate(home: Home, _policy: Policy) -> str:
 
 def _coordinator(home: Home, policy: Policy) -> str:
     address = home.membership().address
-    before = datetime.now(UTC)
     said = hello(home, address, policy)
-    after = datetime.now(UTC)
-    if (said.fedgan, said.flwr) != (here := (version("fedgan"), version("flwr"))):
-        raise _Problem(
-            f"the coordinator runs fedgan {said.fedgan} on flwr {said.flwr}, and this site {here[0]} on {here[1]}; "
-            "install the coordinator's versions"
-        )
-    skew_s = max((before - said.time).total_seconds(), (said.time - after).total_seconds(), 0.0)
-    if skew_s > MOST_SKEW_S:
-        raise _Problem(f"this clock and the coordinator's are {skew_s:.0f} s apart; set both by a time server (NTP)")
-    return f"{address} knows this site as {said.site}; clocks agree within {max(1.0, skew_s):.0f} s"
+    if obstacle := said.obstacle():
+        raise _Problem(obstacle)
+    return f"{address} knows this site as {said.site}; clocks agree within {max(1.0, said.skew_s):.0f} s"

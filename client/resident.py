@@ -1,6 +1,7 @@
 """What stays warm at a site between tasks: its scans, its networks; of which nothing is lost with the process."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from fedgan.gan.build import choose_device
 from fedgan.records import RoundTask, SiteFailure
 from fedgan.settings import AgreedScans, Terms
 from fedgan.wire import pack_answer, terms_in, unpack_task
+
+MOST_MEMORIES = 3
+"""Of so many runs, the present one among them, a site keeps what it needs from round to round, in case one goes on."""
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +122,7 @@ class Resident:
         key = _Built(terms, scans, policy.device, policy.privacy)
         if self._site is None or self._site[0] != key:
             self._site = None  # its networks make room for the next
+            self._forget_before(self._memory(terms))
             site = build_site(
                 terms,
                 self.name,
@@ -142,6 +147,13 @@ class Resident:
 
     def _memory(self, terms: Terms) -> Path:
         return self.home / "memory" / terms.name
+
+    def _forget_before(self, present: Path) -> None:
+        """Forget the runs that were longest not trained: each takes as much as a model and its moments."""
+        others = [folder for folder in present.parent.glob("*") if folder != present]
+        others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in others[MOST_MEMORIES - 1 :]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _on_step(self, _step: int, _losses: Mapping[str, float]) -> None:
         self._must_end()

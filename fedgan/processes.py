@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, cast
 
 from fedgan.errors import EngineFailed
 
@@ -29,6 +30,9 @@ TAIL_BYTES = 2000
 """How much of the end of a log says why a process failed."""
 
 LONGEST_LOG_BYTES = 10 * 2**20
+
+# Becomes the command when it is told to, once there is a guard; its input ends if we die before.
+WAITING = ("/bin/sh", "-c", 'read go && exec "$@" </dev/null', "sh")
 
 # Its input ends when we close it or die, whatever we die of.
 GUARD = """\
@@ -50,10 +54,10 @@ def process_group(
     with (
         started_log(log).open("ab") as file,
         subprocess.Popen(
-            command,
+            [*WAITING, *command],
             cwd=cwd,
             env=env,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -63,6 +67,7 @@ def process_group(
         ),
     ):
         try:
+            _let_go(process)
             yield process
         finally:
             _stop(process)
@@ -153,6 +158,12 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 def _listed(first: str, variable: str, separator: str) -> str:
     return separator.join(filter(None, [first, os.environ.get(variable)]))
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Have what waits become its command."""
+    with suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as told:
+        told.write(b"\n")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

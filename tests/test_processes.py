@@ -29,6 +29,27 @@ with process_group(["sh", "-c", "sleep 60 & wait"], dict(os.environ), Path(sys.a
 """
 
 
+DYING_EARLY = """\
+import os, subprocess, sys
+from pathlib import Path
+from fedgan.processes import process_group
+
+class Popen(subprocess.Popen):
+    started = False
+
+    def __init__(self, *words, **options):
+        if Popen.started:
+            os.kill(os.getpid(), 9)
+        super().__init__(*words, **options)
+        Popen.started = True
+        print(self.pid, flush=True)
+
+subprocess.Popen = Popen
+with process_group(["sh", "-c", "sleep 60 & wait"], dict(os.environ), Path(sys.argv[1])):
+    pass
+"""
+
+
 def is_empty(group: int) -> bool:
     """Return whether no process of ``group`` is left."""
     try:
@@ -61,10 +82,11 @@ def test_what_does_not_end_when_asked_is_ended(tmp_path, monkeypatch):
     assert wait_until(lambda: is_empty(process.pid))
 
 
-def test_what_is_started_ends_when_we_are_killed(tmp_path):
+@pytest.mark.parametrize("dying", [DYING, DYING_EARLY], ids=["while it runs", "before it has a guard"])
+def test_what_is_started_ends_when_we_are_killed(dying, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(Path(fedgan.processes.__file__).parents[1])}
 
-    killed = subprocess.run([sys.executable, "-c", DYING, tmp_path / LOG], env=env, capture_output=True, check=False)
+    killed = subprocess.run([sys.executable, "-c", dying, tmp_path / LOG], env=env, capture_output=True, check=False)
 
     assert killed.returncode == -9
     assert wait_until(lambda: is_empty(int(killed.stdout)))

@@ -81,7 +81,7 @@ def test_a_kept_round_becomes_the_model_with_which_a_site_draws(federation, tiny
     publish(releases_in(coordinator), folder.latest(), lineage, signing_key(coordinator))
     address = site.membership().address
     with httpx.Client(base_url=f"https://{address}", verify=tls_context(site), trust_env=False) as link:
-        installed = open_models(site).install(link, Audit(site.audit))
+        installed = open_models(site).install(link, Audit(site.audit), most_bytes=10**9)
     command = ["--site", "A", "--home", str(site.folder)]
     codes = [
         fed_client([*command, "model"]),

@@ -18,6 +18,7 @@ def test_each_event_is_told_once_and_what_was_before_is_not(tmp_path):
     audit.record("refused", task="0f3b", reason="TaskTooLong")
     audit.record("refused", task="0f3c", reason="BudgetExhausted")
     audit.record("refused", reason="BundleRefused", bundle="ab" * 32)
+    audit.record("answer refused", reason="redirect")
     second = list(events.lines())
 
     assert first == ["connected; waiting for a task", "task 0f3a: round 2 of tiny"]
@@ -26,6 +27,7 @@ def test_each_event_is_told_once_and_what_was_before_is_not(tmp_path):
     assert second[2].startswith("task 0f3b: refused (TaskTooLong)")
     assert "the privacy budget is exhausted" in second[3]
     assert second[4].startswith("refused code")
+    assert "(redirect)" in second[5]
     assert list(events.lines()) == []
 
 

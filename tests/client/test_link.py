@@ -1,7 +1,11 @@
-"""Which way leads to the coordinator: directly, or through the hospital's proxy."""
+"""Which way leads to the coordinator, directly or through the hospital's proxy; and how a site leaves it."""
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
+from client.cli import main as fed_client
 from client.link import proxy_for
 
 
@@ -28,3 +32,22 @@ def test_this_machine_and_what_the_environment_exempts_are_reached_directly(envi
     environment.setenv("NO_PROXY", ".hospital.example")
 
     assert proxy_for(address, None) is None
+
+
+@pytest.mark.parametrize(("status", "word"), [(204, "has left test"), (401, "revoked"), (502, "502")])
+def test_a_site_leaves_when_the_coordinator_says_so(federation, served, site_home, capsys, status, word):
+    asked = []
+
+    async def gone(request):
+        asked.append((request.method, request.url.path))
+        return Response(status_code=status)
+
+    port = served(Starlette(routes=[Route("/federation/leave", gone, methods=["POST"])]))
+    home = federation.enrol(site_home(), "A", f"localhost:{port}")
+
+    left = fed_client(["--site", "A", "--home", str(home.folder), "leave"])
+
+    assert left == int(status != 204)
+    assert asked == [("POST", "/federation/leave")]
+    assert word in "".join(capsys.readouterr())
+    assert home.audit.exists() == (status == 204)

@@ -3,6 +3,7 @@
 import json
 import logging
 import queue
+import resource
 import ssl
 import threading
 import time
@@ -184,8 +185,8 @@ def site(home, link):
     class Site:
         models = open_models(home)
 
-        def install(self):
-            return self.models.install(link, Audit(home.audit))
+        def install(self, most_bytes=10**9):
+            return self.models.install(link, Audit(home.audit), most_bytes=most_bytes)
 
         def round(self):
             """Return the round of the installed release, which must be sound."""
@@ -330,7 +331,7 @@ def test_a_release_signed_with_another_key_is_refused(link, coordinator, home):
     models = Models(home.folder / "models", Ed25519PrivateKey.generate().public_key(), federation="demo")
 
     with pytest.raises(ForeignKey):
-        models.install(link, Audit(home.audit))
+        models.install(link, Audit(home.audit), most_bytes=10**9)
 
     assert models.current() is None
 
@@ -348,6 +349,32 @@ def test_a_site_that_has_left_another_federation_keeps_nothing_of_it(site, coord
 
     assert [folder.name for folder in site.models.folders()] == ["000001"]
     assert site.round() == 1
+
+
+def test_a_release_longer_than_the_policy_allows_is_refused_before_it_is_fetched(site, coordinator, door):
+    released = coordinator.publish(1)
+
+    with pytest.raises(ModelError, match="longest_task"):
+        site.install(most_bytes=released.card.num_bytes - 1)
+
+    assert [path for path, _ in door.asked] == ["/federation/releases/latest"]
+    assert site.events() == [("model refused", "ModelError")]
+    assert site.install(most_bytes=released.card.num_bytes)
+
+
+def test_a_release_for_which_the_disk_has_no_room_leaves_none_of_itself_there(site, coordinator, home):
+    coordinator.publish(1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+
+    try:
+        with pytest.raises(ReleaseUnavailable, match="free space"):
+            site.install()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert list((home.folder / "models").iterdir()) == []
+    assert site.install()
 
 
 class Crash(BaseException):
@@ -406,7 +433,7 @@ def test_a_coordinator_that_cannot_be_reached_is_tried_later(home, site):
         httpx.Client(base_url="https://127.0.0.1:1", trust_env=False) as nowhere,
         pytest.raises(ReleaseUnavailable, match="try later"),
     ):
-        site.models.install(nowhere, Audit(home.audit))
+        site.models.install(nowhere, Audit(home.audit), most_bytes=10**9)
 
     assert site.models.current() is None
 

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+import fedgan.flower
 from client.cli import main as fed_client
 from client.preflight import preflight
 
@@ -46,6 +47,14 @@ def test_a_site_that_can_take_part_is_fine_in_all(found):
     assert [(finding.what, finding.said) for finding in findings.values() if not finding.fine] == []
     assert "of 16 patients" in findings["scans"].said
     assert "holds for 36" in findings["certificate"].said
+
+
+def test_a_flower_of_an_unknown_version_is_told(found, monkeypatch):
+    monkeypatch.setattr(fedgan.flower, "TESTED", "1.0.")
+
+    findings = found(0)
+
+    assert [what for what, finding in findings.items() if not finding.fine] == ["software"]
 
 
 def test_a_coordinator_that_cannot_be_reached_does_not_hide_the_rest(found):

@@ -74,6 +74,16 @@ def test_what_a_site_keeps_of_one_run_is_not_used_in_another(site_home, terms):
     assert_same(in_other, answer_of(fresh, task_of(asked, 1)))
 
 
+def test_only_the_last_runs_are_remembered(site_home, terms):
+    home, asked = site_home(), terms(*KEEPING)
+    resident = Resident("A", home)
+
+    for name in ("one", "two", "three", "one", "four"):
+        answer_of(resident, task_of(asked.model_copy(update={"name": name}), local_steps=1))
+
+    assert {folder.name for folder in (home / "memory").iterdir()} == {"three", "one", "four"}
+
+
 def test_an_answer_is_audited_with_its_round(site_home, terms):
     home = site_home()
 
