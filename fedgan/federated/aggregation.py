@@ -82,9 +82,15 @@ class GanFedAvg:
         found = agreements(updates, self.entries)
         counts = {f"{COUNTS}{update.site}": _to_tensor(update.counts) for update in updates}
         memory = {**model.memory, **remember(model.memory, found), **counts}
-        again = apart(memory, found) & apart(model.memory, found) if self.refuse_apart else set()
+        again = self._apart(memory, found, updates) & self._apart(model.memory, found, updates)
         agreed = judge_agreement(fitting, again)
         return model.remembering(memory), leave_out(agreed, self._far(_updates_in(agreed)))
+
+    def _apart(
+        self, memory: Weights, found: Mapping[str, Mapping[str, float]], updates: Sequence[SiteUpdate]
+    ) -> set[str]:
+        one_class = {update.site for update in updates if not (update.counts.normal and update.counts.abnormal)}
+        return apart(memory, found, one_class) if self.refuse_apart else set()
 
     def _sent(self, model: GlobalModel) -> list[str]:
         """Return which tensors updates of ``model`` have, in the model's order."""

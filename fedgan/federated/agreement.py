@@ -6,7 +6,7 @@ accomplice is not enough to be agreed with, and a hospital unlike most needs onl
 were apart by the rounds before too: among few sites an honest one is, now and then, for one round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -94,17 +94,19 @@ def remember(memory: Weights, found: Mapping[str, Mapping[str, float]]) -> dict[
     return kept
 
 
-def apart(memory: Weights, found: Mapping[str, Mapping[str, float]]) -> set[str]:
+def apart(memory: Weights, found: Mapping[str, Mapping[str, float]], one_class: Collection[str] = ()) -> set[str]:
     """Return the sites of this round that are apart in any group of tensors that they move and that can be judged.
 
-    They are judged by what the ``memory`` holds of them, with this round or without.
+    Who has scans of ``one_class`` only honestly leads elsewhere with one player, and must be apart in every group. They
+    are judged by what the ``memory`` holds of them, with this round or without.
     """
-    named: set[str] = set()
+    verdicts: dict[str, list[bool]] = {}
     for group, of_sites in found.items():
         keys = {site: f"{AGREEMENT}{group}/{site}" for site in of_sites}
         told = {site: memory[key].tolist() for site, key in keys.items() if key in memory}
         means = {site: total / rounds for site, (total, rounds) in told.items()}
         usual = median(means.values()) if len(means) >= FEWEST else 0.0
         if usual >= CLEAR:
-            named |= {site for site, mean in means.items() if mean < APART * usual}
-    return named
+            for site, mean in means.items():
+                verdicts.setdefault(site, []).append(mean < APART * usual)
+    return {site for site, of_groups in verdicts.items() if (all if site in one_class else any)(of_groups)}

@@ -58,6 +58,21 @@ def test_who_flips_one_player_alone_is_apart_too(player):
     assert after([[honest("A"), honest("B"), honest("C"), flipped]]) == {"Z"}
 
 
+def test_who_has_scans_of_one_class_only_may_lead_elsewhere_with_one_player():
+    model = GlobalModel(0, {"g": torch.zeros(SIZE), "c": torch.zeros(SIZE)})
+    rule = GanFedAvg(ENTRIES, lambda counts: {"g": counts.labelled, "c": counts.labelled})
+    other = honest("Z")
+    updates = [replace(honest(site), digest=model.digest, counts=ScanCounts(1, 1)) for site in "ABC"]
+    one_class = replace(other, digest=model.digest, delta={**other.delta, "g": -other.delta["g"]})
+
+    def judged_again(update):
+        remembering, _ = rule.judge(model, [*updates, update])
+        return rule.judge(remembering, [*updates, update])[1][3]
+
+    assert judged_again(one_class) == one_class
+    assert judged_again(replace(one_class, counts=ScanCounts(1, 1))) == SiteFailure("Z", 0, "Apart")
+
+
 def test_honest_sites_are_never_apart():
     assert after([[honest(site, number) for site in "ABCD"] for number in range(5)]) == set()
 
