@@ -173,8 +173,10 @@ class _Asking:
     def _fetch(self, message: str, site: str) -> None:
         """Fetch one reply if it has arrived; nothing of it is in memory after that."""
         for reply in self.federation.grid.pull_messages([message]):
-            del self.pending[message]
-            self._take(reply, site)
+            if reply.metadata.reply_to_message_id == message and self.pending.pop(message, None):
+                self._take(reply, site)
+            else:  # Flower also hands over what a site sends unasked; whose it is, it does not say
+                log.warning("a message that answers nothing came with the answer of site %s; it is not read", site)
 
     def _take(self, reply: Message, site: str) -> None:
         answer = self._read(reply, site)

@@ -37,7 +37,10 @@ class Loopback:
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         first = len(self.messages)
         self.messages += messages
-        return [str(number) for number in range(first, len(self.messages))]
+        numbers = [str(number) for number in range(first, len(self.messages))]
+        for number, message in zip(numbers, self.messages[first:], strict=True):
+            message.metadata.__dict__["_message_id"] = number  # as Flower's own Grids do
+        return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         (number,) = message_ids
@@ -104,8 +107,26 @@ def babbles(message: Message) -> Message:
     return Message(RecordDict({"hello": ConfigRecord({})}), reply_to=message)
 
 
+def is_gone(message: Message) -> Message:
+    """Answer as Flower does for a node whose heartbeat has stopped."""
+    return Message(Error(code=5, reason="gone"), reply_to=message)
+
+
 def says_nothing(message: Message) -> None:
     return None
+
+
+def forged() -> Message:
+    """Return an update that answers nothing: what Flower hands over of a site that poses as its SuperLink."""
+    update = SiteUpdate("B", TASK.model.round, "0" * 64, TASK.model.weights, ScanCounts(abnormal=666), {})
+    return Message(pack_answer(update), dst_node_id=1, message_type="train")
+
+
+class Forging(Loopback):
+    """A Grid that hands over a forgery with each look for replies."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [forged(), *super().pull_messages(message_ids), forged()]
 
 
 @pytest.fixture
@@ -140,6 +161,16 @@ def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason
 
     assert isinstance(trained, SiteUpdate)
     assert failed == SiteFailure("B", TASK.model.round, reason)
+
+
+@pytest.mark.parametrize(("node", "counted"), [(doubles, 3), (says_nothing, None)])
+def test_no_site_can_answer_as_another(node, counted, spool):
+    grid = Forging({1: doubles, 2: node})
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=0.3, spool=spool).ask(TASK)
+
+    counts = [answer.counts.abnormal if isinstance(answer, SiteUpdate) else None for answer in answers]
+    assert counts == [3, counted]
 
 
 def test_a_task_expires_with_its_round(spool):
@@ -195,9 +226,7 @@ def test_a_superlink_that_never_takes_the_task_ends_the_run_by_name(status, time
 
 
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
-    lost = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
-
-    answers = FlowerFederation(Loopback({1: lambda message: lost}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
+    answers = FlowerFederation(Loopback({1: is_gone}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
 
     assert answers == [SiteFailure("A", TASK.model.round, "NoAnswer")]
 
@@ -212,8 +241,7 @@ def test_a_site_that_is_not_there_is_not_waited_for_once_the_quorum_has_answered
 
 
 def test_a_site_that_goes_away_is_not_waited_for_once_the_quorum_has_answered(spool):
-    gone = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
-    grid = Loopback({1: doubles, 2: lambda message: gone})
+    grid = Loopback({1: doubles, 2: is_gone})
 
     trained, lost = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=600, spool=spool).ask(TASK)
 
