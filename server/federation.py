@@ -15,6 +15,7 @@ from fedgan.errors import BaseMissing, EngineFailed, QuorumNotMet, UpdateRejecte
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, ModelStep, RoundTask, SiteFailure, SiteUpdate
 from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
+from server.replies import pull
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,14 @@ class _Asking:
 
     def _fetch(self, message: str, site: str) -> None:
         """Fetch one reply if it has arrived; nothing of it is in memory after that."""
-        for reply in self.federation.grid.pull_messages([message]):
+        try:
+            replies = pull(self.federation.grid, message)
+        except UpdateRejected as refusal:
+            log.warning("site %s in round %d: %s", site, self.number + 1, refusal)
+            self.pending.pop(message)
+            self.answers[site] = SiteFailure(site, self.number, type(refusal).__name__)
+            return
+        for reply in replies:
             if reply.metadata.reply_to_message_id == message and self.pending.pop(message, None):
                 self._take(reply, site)
             else:  # Flower also hands over what a site sends unasked; whose it is, it does not say

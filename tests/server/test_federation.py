@@ -6,6 +6,10 @@ import httpx
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
@@ -122,6 +126,30 @@ def forged() -> Message:
     return Message(pack_answer(update), dst_node_id=1, message_type="train")
 
 
+def flower_object(kind: str, body: bytes, *children: bytes) -> bytes:
+    """Return an object that Flower's store takes, since it reads its head alone."""
+    numbers = ",".join(map(get_object_id, children))
+    content = f"{kind} {numbers} {len(body)}".encode() + b"\x00" + body
+    validate_object_content(content)
+    return content
+
+
+def sends_object(content: bytes, *children: bytes) -> Node:
+    objects = {get_object_id(one): one for one in (content, *children)}
+    number = get_object_id(content)
+
+    def answer(message: Message) -> Message:
+        inflated = inflate_object_from_contents(number, dict(objects))
+        inflated.metadata.__dict__["_message_id"] = number
+        return inflated
+
+    return answer
+
+
+CHUNK = flower_object("ArrayChunk", b"")
+HOLLOW = flower_object("Message", MessageProto(metadata=Metadata(message_type="train")).SerializeToString(), CHUNK)
+
+
 class Forging(Loopback):
     """A Grid that hands over a forgery with each look for replies."""
 
@@ -152,6 +180,13 @@ def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by(spoo
         (breaks_down, "FlowerError"),
         (babbles, "UpdateRejected"),
         (says_nothing, "NoAnswer"),
+        (sends_object(flower_object("Message", b"\xff\xff")), "UpdateRejected"),
+        (sends_object(flower_object("Message", b"")), "UpdateRejected"),
+        (sends_object(flower_object("RecordDict", b"garbage")), "UpdateRejected"),
+        (sends_object(flower_object("RecordDict", b"{}")), "UpdateRejected"),
+        (sends_object(flower_object("Array", b"{}")), "UpdateRejected"),
+        (sends_object(HOLLOW, CHUNK), "UpdateRejected"),
+        (sends_object(flower_object("MetricRecord", b"\x0a\x05\x0a\x01a\x12\x00")), "UpdateRejected"),
     ],
 )
 def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason, spool):
