@@ -200,7 +200,10 @@ class _Asking:
         if reply.has_error():
             # Flower's reason may quote the site's exception, and so a path or a patient: it goes no further.
             log.warning("site %s: Flower reports error %d in round %d", site, reply.error.code, number + 1)
-            return None if reply.error.code == NODE_GONE else SiteFailure(site, number, "FlowerError")
+            if reply.error.code != NODE_GONE:
+                return SiteFailure(site, number, "FlowerError")
+            self.asked.pop(site)  # when it is back, it is asked again
+            return None
         try:
             answer = unpack_answer(
                 reply.content, site=site, round=number, keep=partial(self.federation.spool.keep, site)

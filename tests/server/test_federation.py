@@ -263,7 +263,7 @@ def test_a_superlink_that_never_takes_the_task_ends_the_run_by_name(status, time
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
     answers = FlowerFederation(Loopback({1: is_gone}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
 
-    assert answers == [SiteFailure("A", TASK.model.round, "NoAnswer")]
+    assert answers == [SiteFailure("A", TASK.model.round, "Away")]
 
 
 def test_a_site_that_is_not_there_is_not_waited_for_once_the_quorum_has_answered(spool):
@@ -281,7 +281,22 @@ def test_a_site_that_goes_away_is_not_waited_for_once_the_quorum_has_answered(sp
     trained, lost = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=600, spool=spool).ask(TASK)
 
     assert isinstance(trained, SiteUpdate)
-    assert lost == SiteFailure("B", TASK.model.round, "NoAnswer")
+    assert lost == SiteFailure("B", TASK.model.round, "Away")
+
+
+def test_a_site_that_was_unreachable_for_a_while_is_asked_again_in_the_same_round(spool, monkeypatch):
+    monkeypatch.setattr("server.federation.LOOK_S", 0.0)
+    asked = []
+
+    def is_gone_once(message: Message) -> Message:
+        asked.append(message)
+        return is_gone(message) if len(asked) == 1 else doubles(message)
+
+    federation = FlowerFederation(Loopback({1: doubles, 2: is_gone_once}), {1: "A", 2: "B"}, 600, spool, quorum=2)
+
+    answers = federation.ask(TASK)
+
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
 
 
 def test_sites_that_come_later_are_waited_for_while_the_quorum_lacks_them(spool, monkeypatch):
