@@ -134,7 +134,7 @@ class _Asking:
                 contents.for_holder_of(self.federation.holds.get(site)),
                 node,
                 MessageType.TRAIN,
-                ttl=self.federation.timeout_s if not self.asked else max(1.0, self.deadline - time.monotonic()),
+                ttl=max(1.0, self.deadline - time.monotonic()),
                 group_id=str(self.number),
             )
             for node, site in zip(nodes, sites, strict=True)
