@@ -15,7 +15,7 @@ from fedgan.errors import BaseMissing, EngineFailed, QuorumNotMet, UpdateRejecte
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, ModelStep, RoundTask, SiteFailure, SiteUpdate
 from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
-from server.replies import pull
+from server.replies import Replies
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ POLL_S, LONGEST_POLL_S = 0.2, 3.0
 
 LOOK_S = 2.0
 """Between two looks for sites that have come, and between two questions to a SuperLink that has no answer."""
+
+PATIENCE_S = 10.0
+"""How long the others' replies wait for one that is still being uploaded."""
 
 NODE_GONE = 5
 """Flower's code for a node whose heartbeat has stopped."""
@@ -91,6 +94,7 @@ class _Asking:
         self.began = time.monotonic()
         self.deadline = self.began + federation.timeout_s
         self.next_look = 0.0
+        self.replies = Replies(federation.grid)
         self.pending: dict[str, str] = {}
         """Messages to sites that have not answered."""
         self.asked: dict[str, float] = {}
@@ -174,28 +178,29 @@ class _Asking:
     def _fetch(self, message: str, site: str) -> None:
         """Fetch one reply if it has arrived; nothing of it is in memory after that."""
         try:
-            replies = pull(self.federation.grid, message)
+            reply = self.replies.to(message, patience_s=min(PATIENCE_S, max(0.0, self.deadline - time.monotonic())))
+            answer = self._read(reply, site) if reply else None
         except UpdateRejected as refusal:
+            reply, answer = None, SiteFailure(site, self.number, type(refusal).__name__)
             log.warning("site %s in round %d: %s", site, self.number + 1, refusal)
-            self.pending.pop(message)
-            self.answers[site] = SiteFailure(site, self.number, type(refusal).__name__)
-            return
-        for reply in replies:
-            if reply.metadata.reply_to_message_id == message and self.pending.pop(message, None):
-                self._take(reply, site)
-            else:  # Flower also hands over what a site sends unasked; whose it is, it does not say
-                log.warning("a message that answers nothing came with the answer of site %s; it is not read", site)
+        if reply or answer:
+            del self.pending[message]
+        if answer:
+            self._take(answer, site)
 
-    def _take(self, reply: Message, site: str) -> None:
-        answer = self._read(reply, site)
+    def _take(self, answer: Answer, site: str) -> None:
         lacks = answer == SiteFailure(site, self.number, BaseMissing.__name__)
         if lacks and self.federation.holds.pop(site, ""):  # once: it has been sent all of it after that
             self._push([node for node, name in self.sites.items() if name == site])
-        elif answer:
+        else:
             self.answers[site] = answer
 
     def _read(self, reply: Message, site: str) -> Answer | None:
-        """Return what ``site`` answered, its tensors on disk, or how it failed to; nothing if it has only gone away."""
+        """Return what ``site`` answered, its tensors on disk, or how it failed to; nothing if it has only gone away.
+
+        Raises:
+            UpdateRejected: it cannot be understood.
+        """
         number = self.number
         if reply.has_error():
             # Flower's reason may quote the site's exception, and so a path or a patient: it goes no further.
@@ -204,13 +209,8 @@ class _Asking:
                 return SiteFailure(site, number, "FlowerError")
             self.asked.pop(site)  # when it is back, it is asked again
             return None
-        try:
-            answer = unpack_answer(
-                reply.content, site=site, round=number, keep=partial(self.federation.spool.keep, site)
-            )
-        except UpdateRejected as refusal:
-            log.warning("site %s in round %d: %s", site, number + 1, refusal)
-            return SiteFailure(site, number, type(refusal).__name__)
+        keep = partial(self.federation.spool.keep, site)
+        answer = unpack_answer(reply.content, site=site, round=number, keep=keep)
         if isinstance(answer, SiteFailure):
             return answer
         traffic = {"traffic/to_site": self.sent_bytes[site], "traffic/from_site": size_of(reply.content)}

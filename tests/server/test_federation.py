@@ -1,5 +1,7 @@
 """The coordinator's side of Flower: one answer per site, whatever the sites and the network do."""
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 import httpx
@@ -206,6 +208,44 @@ def test_no_site_can_answer_as_another(node, counted, spool):
 
     counts = [answer.counts.abnormal if isinstance(answer, SiteUpdate) else None for answer in answers]
     assert counts == [3, counted]
+
+
+def test_an_answer_that_is_still_being_uploaded_keeps_neither_the_others_nor_the_deadline_waiting(spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "PATIENCE_S", 0.1)
+    given_up = threading.Event()
+
+    def uploads_for_ever(message: Message) -> Message | None:
+        given_up.wait(60)
+        return None
+
+    grid = Loopback({1: uploads_for_ever, 2: doubles})
+    began = time.monotonic()
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=1, spool=spool, quorum=2).ask(TASK)
+
+    lasted_s = time.monotonic() - began
+    given_up.set()
+    assert [type(answer) for answer in answers] == [SiteFailure, SiteUpdate]
+    assert lasted_s < 20
+
+
+def test_an_answer_whose_upload_takes_longer_than_others_wait_counts_when_it_is_whole(spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "PATIENCE_S", 0.0)
+    fetched = threading.Event()
+
+    def uploads_slowly(message: Message) -> Message:
+        fetched.wait(60)
+        return doubles(message)
+
+    def answers_meanwhile(message: Message) -> Message:
+        fetched.set()
+        return doubles(message)
+
+    grid = Loopback({1: uploads_slowly, 2: answers_meanwhile})
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=60, spool=spool, quorum=2).ask(TASK)
+
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
 
 
 def test_a_task_expires_with_its_round_also_if_it_is_sent_late(spool, monkeypatch):
