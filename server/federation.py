@@ -185,6 +185,8 @@ class _Asking:
             log.warning("site %s in round %d: %s", site, self.number + 1, refusal)
         if reply or answer:
             del self.pending[message]
+        if isinstance(answer, SiteFailure):  # under this number the site's own log has more
+            log.warning("task %s failed at site %s: %s", message[:12], site, answer.reason)
         if answer:
             self._take(answer, site)
 

@@ -248,6 +248,15 @@ def test_an_answer_whose_upload_takes_longer_than_others_wait_counts_when_it_is_
     assert all(isinstance(answer, SiteUpdate) for answer in answers)
 
 
+def test_a_failure_is_logged_under_the_number_that_the_sites_own_log_has(spool, caplog):
+    grid = Loopback({1: fails})
+
+    FlowerFederation(grid, {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    (task,) = grid.messages
+    assert f"task {task.metadata.message_id[:12]} failed at site A: Diverged" in caplog.text
+
+
 def test_a_task_expires_with_its_round_also_if_it_is_sent_late(spool, monkeypatch):
     grid = Faulty({1: says_nothing}, "get_node_ids", times=1)
     monkeypatch.setattr(federation_module, "LOOK_S", 0.5)
