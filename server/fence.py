@@ -11,7 +11,6 @@ An answer's status is chosen by what Flower's SuperNode makes of it: on 401 it e
 import base64
 import binascii
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,39 +24,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route, Router
 
 from fedgan.audit import Audit
-from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
-from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
+from fedgan.errors import FedganError, InvitationRefused, RequestRefused, RunFolderError
+from fedgan.forward import Client, Receive, Scope, Send, answer
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
-from server.long_poll import SENT, LongPoll
-from server.presence import PRESENCE, note_activation
+from server.fleet import FLEET, Fleet
 from server.registry import Member
 
 log = logging.getLogger(__name__)
-
-ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"
-
-FLEET = frozenset(
-    {
-        ACTIVATE,
-        PULL,
-        *(
-            f"/v1/fleet/{name}"
-            for name in (
-                "deactivate-node",
-                "send-node-heartbeat",
-                "push-messages",
-                "get-run",
-                "get-fab",
-                "push-object",
-                "pull-object",
-                "confirm-message-received",
-            )
-        ),
-    }
-)
-"""What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
 
 STRANGERS = frozenset({"/federation/enrolment", "/federation/certificate"})
 """What may be asked without a certificate: there one gets it."""
@@ -113,11 +88,8 @@ class Fence:
         """
         self._enrolment = enrolment
         self._audit = audit
-        self._link = link
-        self._link_url = link_url
-        self._presence = home / PRESENCE
         self._unnoted = 0
-        self.long_poll = LongPoll(home / SENT)
+        self.fleet = Fleet(link, link_url, home)
         self.ceilings = Ceilings.usual()
         own = [
             Route("/federation/enrolment", self._enrol, methods=["POST"]),
@@ -174,23 +146,8 @@ class Fence:
             await answer(send, 503)
         elif not self.ceilings.site.allows(member.site):
             await self.refuse(scope, send, 503, "too many requests", member)
-        elif scope["path"] == PULL and not await self.long_poll.wait(member.site):
-            await answer(send, 503)
-        else:
-            url = self._link_url + scope["path"]
-            status = await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
-            if status == 413:
-                self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
-            if scope["path"] == ACTIVATE and status == 200:
-                await run_in_threadpool(self._welcome, member.site)
-
-    def _welcome(self, site: str) -> None:
-        self.long_poll.forget(site)
-        log.info("site %s is here", site)
-        try:
-            note_activation(self._presence, site, time.time())
-        except HomeError as failure:  # it is here all the same
-            log.error("%s", failure)  # noqa: TRY400 - the message says it all
+        elif await self.fleet.hand_on(scope, receive, send, member) == 413:
+            self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
 
     async def _federation(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         headers = dict(scope["headers"])

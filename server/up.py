@@ -84,7 +84,7 @@ async def serve(
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not until.is_set() and not serving.done():
             await asyncio.sleep(0.2)
-        fence.long_poll.close()
+        fence.fleet.long_poll.close()
         server.should_exit = True
         await serving
 
