@@ -4,9 +4,11 @@ import logging
 import time
 from pathlib import Path
 
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
-from fedgan.errors import HomeError
+from fedgan.errors import FedganError, HomeError
 from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
 from server.long_poll import SENT, LongPoll
 from server.presence import PRESENCE, note_activation
@@ -14,18 +16,18 @@ from server.registry import Member
 
 log = logging.getLogger(__name__)
 
-ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"
+ACTIVATE, PULL, PUSH = (f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "push-messages"))
 
 FLEET = frozenset(
     {
         ACTIVATE,
         PULL,
+        PUSH,
         *(
             f"/v1/fleet/{name}"
             for name in (
                 "deactivate-node",
                 "send-node-heartbeat",
-                "push-messages",
                 "get-run",
                 "get-fab",
                 "push-object",
@@ -36,6 +38,19 @@ FLEET = frozenset(
     }
 )
 """What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
+
+
+MOST_PUSH_BYTES = 2**20
+"""Longest message without its content; what it names of that takes some 70 bytes for each object."""
+
+
+class Refusal(FedganError):
+    """A request is refused; the fence says so."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        """Take the status of the answer, and why."""
+        self.status = status
+        super().__init__(reason)
 
 
 class Fleet:
@@ -49,7 +64,13 @@ class Fleet:
         self.long_poll = LongPoll(home / SENT)
 
     async def hand_on(self, scope: Scope, receive: Receive, send: Send, member: Member) -> int:
-        """Hand on one of the calls in ``FLEET`` and its answer back, and return the answer's status."""
+        """Hand on one of the calls in ``FLEET`` and its answer back, and return the answer's status.
+
+        Raises:
+            Refusal: it is not for this site to say.
+        """
+        if scope["path"] == PUSH:
+            receive = _once(await _answer_of(receive, member.node))
         if scope["path"] == PULL and not await self.long_poll.wait(member.site):
             return await answer(send, 503)
         url = self._link_url + scope["path"]
@@ -65,3 +86,34 @@ class Fleet:
             note_activation(self._presence, site, time.time())
         except HomeError as failure:  # it is here all the same
             log.error("%s", failure)  # noqa: TRY400 - the message says it all
+
+
+async def _answer_of(receive: Receive, node: int | None) -> bytes:
+    """Return a request to push a message, which is an answer of this node's.
+
+    Flower takes a message that answers nothing for one to the coordinator, whoever it says that it is from.
+
+    Raises:
+        Refusal: the message is another.
+    """
+    body, more = b"", True
+    while more and len(body) <= MOST_PUSH_BYTES:
+        event = await receive()
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+    if len(body) > MOST_PUSH_BYTES:
+        raise Refusal(413, "too long")
+    try:
+        messages = PushMessagesRequest.FromString(body).messages_list
+    except DecodeError:
+        messages = ()
+    if [(one.metadata.src_node_id, bool(one.metadata.reply_to_message_id)) for one in messages] != [(node, True)]:
+        raise Refusal(400, "a message that is not the site's answer to a task")
+    return body
+
+
+def _once(body: bytes) -> Receive:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body}
+
+    return receive
