@@ -29,7 +29,7 @@ from fedgan.forward import Client, Receive, Scope, Send, answer
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
-from server.fleet import FLEET, Fleet, Refusal
+from server.fleet import FLEET, NO_CERTIFICATE, Fleet, Refusal
 from server.registry import Member
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Fence:
         self._enrolment = enrolment
         self._audit = audit
         self._unnoted = 0
-        self.fleet = Fleet(link, link_url, home)
+        self.fleet = Fleet(link, link_url, home, enrolment.registry)
         self.ceilings = Ceilings.usual()
         own = [
             Route("/federation/enrolment", self._enrol, methods=["POST"]),
@@ -142,7 +142,7 @@ class Fence:
 
     async def _fleet(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         if member is None:
-            raise Refusal(401, "no certificate of an approved site")
+            raise Refusal(401, NO_CERTIFICATE)
         elif _flower_key(scope) != member.key:
             raise Refusal(401, "the key is not the certificate's")
         elif member.node is None:  # approved just now: Flower will soon know it too
@@ -155,7 +155,7 @@ class Fence:
     async def _federation(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         headers = dict(scope["headers"])
         if member is None and scope["path"] not in STRANGERS:
-            raise Refusal(401, "no certificate of an approved site")
+            raise Refusal(401, NO_CERTIFICATE)
         elif not self.ceilings.stranger.allows(member.site if member else _address(scope)):
             raise Refusal(429, "too many requests")
         elif b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > MOST_OWN_BYTES:

@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
@@ -12,16 +14,19 @@ from fedgan.errors import FedganError, HomeError
 from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
 from server.long_poll import SENT, LongPoll
 from server.presence import PRESENCE, note_activation
-from server.registry import Member
+from server.registry import Member, Registry
 
 log = logging.getLogger(__name__)
 
-ACTIVATE, PULL, PUSH = (f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "push-messages"))
+ACTIVATE, PULL, CONFIRM, PUSH = (
+    f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "confirm-message-received", "push-messages")
+)
 
 FLEET = frozenset(
     {
         ACTIVATE,
         PULL,
+        CONFIRM,
         PUSH,
         *(
             f"/v1/fleet/{name}"
@@ -32,13 +37,14 @@ FLEET = frozenset(
                 "get-fab",
                 "push-object",
                 "pull-object",
-                "confirm-message-received",
             )
         ),
     }
 )
 """What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
 
+
+NO_CERTIFICATE = "no certificate of an approved site"
 
 MOST_PUSH_BYTES = 2**20
 """Longest message without its content; what it names of that takes some 70 bytes for each object."""
@@ -56,11 +62,14 @@ class Refusal(FedganError):
 class Fleet:
     """The SuperLink's side for sites, and when each was there."""
 
-    def __init__(self, link: Client, link_url: str, home: Path) -> None:
-        """Take the SuperLink behind, and the federation's folder."""
+    def __init__(self, link: Client, link_url: str, home: Path, registry: Registry) -> None:
+        """Take the SuperLink behind, the federation's folder, and who may take part."""
         self._link = link
         self._link_url = link_url
         self._presence = home / PRESENCE
+        self._registry = registry
+        self._unconfirmed: set[str] = set()
+        """Sites that were sent a task and have not said that they have it."""
         self.long_poll = LongPoll(home / SENT)
 
     async def hand_on(self, scope: Scope, receive: Receive, send: Send, member: Member) -> int:
@@ -69,21 +78,60 @@ class Fleet:
         Raises:
             Refusal: it is not for this site to say.
         """
-        if scope["path"] == PUSH:
+        path = scope["path"]
+        if path == ACTIVATE:
+            return await self._activate(scope, receive, send, member.site)
+        if path == PULL:
+            return await self._pull(scope, receive, send, member)
+        if path == PUSH:
             receive = _once(await _answer_of(receive, member.node))
-        if scope["path"] == PULL and not await self.long_poll.wait(member.site):
-            return await answer(send, 503)
-        url = self._link_url + scope["path"]
-        status = await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
-        if scope["path"] == ACTIVATE and status == 200:
-            await run_in_threadpool(self._welcome, member.site)
+        if path in (CONFIRM, PUSH):
+            self._unconfirmed.discard(member.site)
+        return await self._forward(scope, receive, send)
+
+    async def _activate(self, scope: Scope, receive: Receive, send: Send, site: str) -> int:
+        # Before it is answered: what it asks, and is sent, after that counts.
+        at = time.time()
+        self.long_poll.forget(site)
+        self._unconfirmed.discard(site)
+        status = await self._forward(scope, receive, send)
+        if status == 200:
+            log.info("site %s is here", site)
+            await run_in_threadpool(self._note, site, at)
         return status
 
-    def _welcome(self, site: str) -> None:
-        self.long_poll.forget(site)
-        log.info("site %s is here", site)
+    async def _pull(self, scope: Scope, receive: Receive, send: Send, member: Member) -> int:
+        """Hand on a site's question for tasks when there are some.
+
+        Who asks again instead of confirming has not got what it was sent: then it is as if it had come in anew.
+        """
+        site, sent = member.site, 0
+        if site in self._unconfirmed:
+            self._unconfirmed.discard(site)
+            log.warning("what was sent to site %s did not get there", site)
+            await run_in_threadpool(self._note, site, time.time())
+        if not await self.long_poll.wait(site):
+            return await answer(send, 503)
+        if self._registry.member(scope["state"]["certificate"]) != member:
+            raise Refusal(401, NO_CERTIFICATE)
+
+        async def send_counted(event: MutableMapping[str, Any]) -> None:
+            nonlocal sent
+            sent += len(event.get("body", b""))
+            await send(event)
+
+        status = await self._forward(scope, receive, send_counted)
+        if status == 200 and sent:  # without a task, Flower's answer is empty
+            self._unconfirmed.add(site)
+        return status
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
+        url = self._link_url + scope["path"]
+        return await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
+
+    def _note(self, site: str, at: float) -> None:
         try:
-            note_activation(self._presence, site, time.time())
+            note_activation(self._presence, site, at)
         except HomeError as failure:  # it is here all the same
             log.error("%s", failure)  # noqa: TRY400 - the message says it all
 

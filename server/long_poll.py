@@ -12,8 +12,8 @@ from pathlib import Path
 SENT = "link/sent"
 """Where in a home the file is."""
 
-HOLD_S = 20.0
-"""How long a question waits: Flower's SuperNode gives up after thirty seconds."""
+HOLD_S = 8.0
+"""How long a question waits: Flower's SuperNode gives up after thirty, of which the database may take twenty."""
 
 LOOK_S = 0.1
 
@@ -31,18 +31,17 @@ class LongPoll:
     async def wait(self, site: str) -> bool:
         """Wait until the site's question should be asked; return whether it still should.
 
-        It should not if the site has asked again or has come in anew, as after a crash: the task would go to nobody.
+        It should not if the site has asked again or has come in anew, as after a crash, or if the fence closes: the
+        task would go to nobody.
         """
         self._questions[site] += 1
         question, deadline = self._questions[site], time.monotonic() + HOLD_S
         while self._known.get(site) == (sent := _changed_ns(self._sent)) and time.monotonic() < deadline:
-            if self._closed:
-                break
             await asyncio.sleep(LOOK_S)
-            if self._questions[site] != question:
+            if self._closed or self._questions[site] != question:
                 return False
         self._known[site] = sent
-        return True
+        return not self._closed
 
     def forget(self, site: str) -> None:
         """Let no earlier question of a site stand, and the next one not wait."""

@@ -21,7 +21,7 @@ from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
 PULL, PUSH, ACTIVATE = "/v1/fleet/pull-messages", "/v1/fleet/push-object", "/v1/fleet/activate-node"
-ANSWER = "/v1/fleet/push-messages"
+ANSWER, CONFIRM = "/v1/fleet/push-messages", "/v1/fleet/confirm-message-received"
 
 
 def wait_until(holds, *, timeout_s=10):
@@ -119,6 +119,42 @@ def test_a_site_that_asks_for_tasks_again_waits_until_some_have_been_sent(coordi
 
     assert waits
     assert (response.status_code, len(coordinator.passed)) == (200, 2)
+
+
+def times_here(coordinator, site):
+    known = activations(coordinator.home.path / PRESENCE).get(site)
+    return known.times if known else 0
+
+
+@pytest.mark.parametrize(("between", "times"), [((), 1), ((CONFIRM,), 0)], ids=["lost", "confirmed"])
+def test_a_site_that_asks_again_without_confirming_what_it_was_sent_counts_as_come_anew(coordinator, between, times):
+    badge = coordinator.admit("A")
+    coordinator.home.folder("link")
+    with coordinator.client(badge) as client:
+        client.post(PULL, content=b"task", headers=badge.flower)  # answered with something: a task
+        for path in between:
+            client.post(path, headers=badge.flower)
+        (coordinator.home.path / SENT).touch()
+
+        response = client.post(PULL, headers=badge.flower)
+
+    assert response.status_code == 200
+    assert times_here(coordinator, "A") == times
+
+
+def test_a_site_that_is_revoked_while_it_waits_gets_no_task(coordinator):
+    badge = coordinator.admit("A")
+    coordinator.home.folder("link")
+    with coordinator.client(badge) as client, ThreadPoolExecutor(1) as pool:
+        client.post(PULL, headers=badge.flower)
+        asking = pool.submit(client.post, PULL, headers=badge.flower)
+        waits = not wait([asking], timeout=0.5).done
+        coordinator.enrolment.end("A", "revoked")
+        (coordinator.home.path / SENT).touch()
+        response = asking.result()
+
+    assert waits
+    assert (response.status_code, len(coordinator.passed)) == (401, 1)
 
 
 def test_who_shows_no_certificate_does_not_reach_flower(coordinator):
