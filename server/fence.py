@@ -118,7 +118,7 @@ class Fence:
 
     def turned(self, address: str, reason: str) -> None:
         """Note that nobody came in from ``address``."""
-        self._note(address, reason=f"no TLS of this federation ({reason})")
+        self._note(address, reason=reason)
 
     async def refuse(self, scope: Scope, send: Send, status: int, reason: str, member: Member | None) -> None:
         """Refuse a request, and say so in the audit: at which address, of whom if known, and why."""

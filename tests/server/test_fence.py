@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -16,6 +17,7 @@ from flwr.proto.message_pb2 import Message, Metadata
 
 from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
+from server.door import MOST_STRANGERS_THERE
 from server.long_poll import SENT
 from server.presence import PRESENCE, activations
 
@@ -304,6 +306,34 @@ def test_a_certificate_of_another_authority_does_not_come_in(coordinator, tmp_pa
     assert wait_until(coordinator.refusals)
     (refusal,) = coordinator.refusals()
     assert "CERTIFICATE_VERIFY_FAILED" in refusal["reason"]
+
+
+def test_who_has_no_certificate_takes_no_place_from_sites(coordinator):
+    badge, context = coordinator.admit("A"), coordinator.context()
+    with ExitStack() as idle:
+        for _ in range(MOST_STRANGERS_THERE + 3):
+            connection = socket.create_connection(("127.0.0.1", coordinator.port), source_address=(OUTSIDE, 0))
+            idle.enter_context(context.wrap_socket(connection, server_hostname="127.0.0.1"))
+
+        with coordinator.client(badge, address=OUTSIDE) as site, coordinator.client() as elsewhere:
+            statuses = [client.get("/health").status_code for client in (site, elsewhere)]
+        assert wait_until(lambda: len(coordinator.refusals()) == 3)
+
+    assert statuses == [200, 200]
+    assert {(line["address"], line["reason"]) for line in coordinator.refusals()} == {(OUTSIDE, "too many connections")}
+
+
+def test_who_left_makes_room_for_others(coordinator):
+    context = coordinator.context()
+    for _ in range(2 * MOST_STRANGERS_THERE):
+        with socket.create_connection(("127.0.0.1", coordinator.port), source_address=(OUTSIDE, 0)) as connection:
+            context.wrap_socket(connection, server_hostname="127.0.0.1").close()
+
+    def is_let_in():
+        with coordinator.client(address=OUTSIDE) as stranger, suppress(httpx.TransportError):
+            return stranger.get("/health").status_code == 200
+
+    assert wait_until(is_let_in)
 
 
 def test_old_tls_does_not_come_in(coordinator):
