@@ -36,7 +36,7 @@ class LongPoll:
         """
         self._questions[site] += 1
         question, deadline = self._questions[site], time.monotonic() + HOLD_S
-        while self._known.get(site) == (sent := _changed_ns(self._sent)) and time.monotonic() < deadline:
+        while self._known.get(site) == (sent := changed_ns(self._sent)) and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_S)
             if self._closed or self._questions[site] != question:
                 return False
@@ -53,7 +53,7 @@ class LongPoll:
         self._closed = True
 
 
-def _changed_ns(path: Path) -> int:
+def changed_ns(path: Path) -> int:
     """Return when a file was last touched; 0 if there is none."""
     try:
         return path.stat().st_mtime_ns

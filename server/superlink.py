@@ -51,6 +51,7 @@ class Superlink:
         self._home = home
         self._folder = home.folder("link")
         self._port = home.federation.link_port
+        self._process: Popen[bytes] | None = None
         self.env = {**flower_environment(self._folder), "FEDGAN_HOME": str(home.path)}  # for what runs in it
 
     @property
@@ -83,6 +84,7 @@ class Superlink:
         log_file = self._log("superlink")
 
         def up(process: Popen[bytes]) -> None:
+            self._process = process
             wait_until_open(self._port, process, log_file)
             log.info("Flower's SuperLink is up")
 
@@ -104,6 +106,11 @@ class Superlink:
             f"--superexec-auth-secret-file={self._folder / 'secret'}",
         ]
         keep_running(command, self.env, log_file, until=until, on_start=up, on_end=down)
+
+    def restart(self) -> None:
+        """Have the SuperLink, if it runs, end and be started again, as what it reads at its start has changed."""
+        if self._process:
+            self._process.terminate()
 
     def run_executor(self, until: threading.Event) -> None:
         """Keep the executor, which starts the coordinator's part of a run, running until the event."""

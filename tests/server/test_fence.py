@@ -17,6 +17,7 @@ from flwr.proto.message_pb2 import Message, Metadata
 
 from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
+from server.authority import renew_server
 from server.door import MOST_STRANGERS_THERE
 from server.long_poll import SENT
 from server.presence import PRESENCE, activations
@@ -334,6 +335,20 @@ def test_who_left_makes_room_for_others(coordinator):
             return stranger.get("/health").status_code == 200
 
     assert wait_until(is_let_in)
+
+
+def test_a_renewed_certificate_is_shown_to_who_comes_in_from_then_on(coordinator, monkeypatch):
+    def shown():
+        connection = socket.create_connection(("127.0.0.1", coordinator.port))
+        with coordinator.context().wrap_socket(connection, server_hostname="127.0.0.1") as secured:
+            return secured.getpeercert()["serialNumber"]
+
+    before = shown()
+    monkeypatch.setattr("server.authority.RENEW_BEFORE", timedelta(days=400))
+
+    renew_server(coordinator.home)
+
+    assert wait_until(lambda: shown() != before)
 
 
 def test_old_tls_does_not_come_in(coordinator):
