@@ -56,8 +56,8 @@ class FlowerFederation:
     """Updates for which a round waits, if need be, for sites that are not there."""
     joined_anew: Callable[[str, float], bool] = never
     """Whether a site has joined anew after a time (in seconds since the epoch): what it had been sent is lost."""
-    sent: Callable[[], None] = lambda: None
-    """Told each time that tasks have been sent."""
+    sent: Callable[[int], None] = lambda num_bytes: None
+    """Told each time that tasks have been sent, and of how many bytes the model is."""
     holds: dict[str, str] = field(default_factory=dict)
     """Site to the digest of the model that it has, as its last answer proved."""
 
@@ -148,7 +148,7 @@ class _Asking:
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
         # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
         numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))
-        self.federation.sent()
+        self.federation.sent(sum(tensor.nbytes for tensor in self.task.model.weights.values()))
         self.pending |= dict(zip(numbers, sites, strict=True))
 
     def _patiently(self, ask: Callable[[], Answered]) -> Answered:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
 from fedgan.errors import FedganError, HomeError
-from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
-from server.long_poll import SENT, LongPoll
+from fedgan.forward import MIB, MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
+from server.long_poll import SENT, LongPoll, bytes_sent
 from server.presence import PRESENCE, note_activation
 from server.registry import Member, Registry
 
 log = logging.getLogger(__name__)
 
-ACTIVATE, PULL, CONFIRM, PUSH = (
-    f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "confirm-message-received", "push-messages")
+ACTIVATE, PULL, CONFIRM, PUSH, PUSH_OBJECT = (
+    f"/v1/fleet/{name}"
+    for name in ("activate-node", "pull-messages", "confirm-message-received", "push-messages", "push-object")
 )
 
 FLEET = frozenset(
@@ -28,6 +30,7 @@ FLEET = frozenset(
         PULL,
         CONFIRM,
         PUSH,
+        PUSH_OBJECT,
         *(
             f"/v1/fleet/{name}"
             for name in (
@@ -35,7 +38,6 @@ FLEET = frozenset(
                 "send-node-heartbeat",
                 "get-run",
                 "get-fab",
-                "push-object",
                 "pull-object",
             )
         ),
@@ -48,6 +50,11 @@ NO_CERTIFICATE = "no certificate of an approved site"
 
 MOST_PUSH_BYTES = 2**20
 """Longest message without its content; what it names of that takes some 70 bytes for each object."""
+
+
+MOST_MODELS, MOST_BESIDE_BYTES = 4, 64 * MIB
+"""How long a site's answer to a task may be: so many times the model that was sent, and so much more. An update is as
+long as the model; what was cut off on the way is sent again."""
 
 
 class Refusal(FedganError):
@@ -70,7 +77,10 @@ class Fleet:
         self._registry = registry
         self._unconfirmed: set[str] = set()
         """Sites that were sent a task and have not said that they have it."""
-        self.long_poll = LongPoll(home / SENT)
+        self._uploaded: Counter[str] = Counter()
+        """Bytes of objects from each site since it was last given a task."""
+        self._sent = home / SENT
+        self.long_poll = LongPoll(self._sent)
 
     async def hand_on(self, scope: Scope, receive: Receive, send: Send, member: Member) -> int:
         """Hand on one of the calls in ``FLEET`` and its answer back, and return the answer's status.
@@ -85,6 +95,8 @@ class Fleet:
             return await self._pull(scope, receive, send, member)
         if path == PUSH:
             receive = _once(await _answer_of(receive, member.node))
+        if path == PUSH_OBJECT:
+            self._measure(scope, member.site)
         if path in (CONFIRM, PUSH):
             self._unconfirmed.discard(member.site)
         return await self._forward(scope, receive, send)
@@ -123,7 +135,14 @@ class Fleet:
         status = await self._forward(scope, receive, send_counted)
         if status == 200 and sent:  # without a task, Flower's answer is empty
             self._unconfirmed.add(site)
+            del self._uploaded[site]
         return status
+
+    def _measure(self, scope: Scope, site: str) -> None:
+        model_bytes = bytes_sent(self._sent)
+        self._uploaded[site] += int(dict(scope["headers"]).get(b"content-length", MOST_FLEET_BYTES))
+        if model_bytes is not None and self._uploaded[site] > MOST_MODELS * model_bytes + MOST_BESIDE_BYTES:
+            raise Refusal(413, "an answer much longer than the model")
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> int:
         url = self._link_url + scope["path"]

@@ -1,7 +1,7 @@
 """Long polling: a site's question for tasks waits at the fence until tasks have been sent.
 
 Flower's SuperNode asks every three seconds, and would lose as many in every round; nothing else in it needs changing.
-The process that sends tasks says so by touching a file, which the fence sees.
+The process that sends tasks says so in a file, which the fence sees.
 """
 
 import asyncio
@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from fedgan.atomic import write_atomically
+
 SENT = "link/sent"
-"""Where in a home the file is."""
+"""Where in a home the file is, which has the number of bytes of the model that was sent last."""
 
 HOLD_S = 8.0
 """How long a question waits: Flower's SuperNode gives up after thirty, of which the database may take twenty."""
@@ -18,11 +20,28 @@ HOLD_S = 8.0
 LOOK_S = 0.1
 
 
+def note_sent(path: Path, num_bytes: int) -> None:
+    """Write down that tasks have been sent, with a model of so many bytes.
+
+    Raises:
+        HomeError: the file cannot be written.
+    """
+    write_atomically(path, f"{num_bytes}\n")
+
+
+def bytes_sent(path: Path) -> int | None:
+    """Return of how many bytes the model is that was sent last, if that is known."""
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 class LongPoll:
     """Holds each site's question until tasks have been sent since its last one; of one event loop."""
 
     def __init__(self, sent: Path) -> None:
-        """Take the file that is touched when tasks have been sent."""
+        """Take the file that is written when tasks have been sent."""
         self._sent = sent
         self._known: dict[str, int] = {}
         self._questions: Counter[str] = Counter()
@@ -54,7 +73,7 @@ class LongPoll:
 
 
 def changed_ns(path: Path) -> int:
-    """Return when a file was last touched; 0 if there is none."""
+    """Return when a file was last written; 0 if there is none."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

@@ -248,6 +248,14 @@ def test_an_answer_whose_upload_takes_longer_than_others_wait_counts_when_it_is_
     assert all(isinstance(answer, SiteUpdate) for answer in answers)
 
 
+def test_whoever_must_know_is_told_when_tasks_have_been_sent_and_how_large_the_model_is(spool):
+    told = []
+
+    FlowerFederation(Loopback({1: doubles}), {1: "A"}, timeout_s=5, spool=spool, sent=told.append).ask(TASK)
+
+    assert told == [TASK.model.weights["w"].nbytes]
+
+
 def test_a_failure_is_logged_under_the_number_that_the_sites_own_log_has(spool, caplog):
     grid = Loopback({1: fails})
 

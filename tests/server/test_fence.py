@@ -19,7 +19,7 @@ from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
 from server.authority import renew_server
 from server.door import MOST_STRANGERS_THERE
-from server.long_poll import SENT
+from server.long_poll import SENT, note_sent
 from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
@@ -279,6 +279,29 @@ def test_a_message_that_is_too_long_does_not_reach_flower(coordinator, path, con
     (refusal,) = coordinator.refusals()
     assert (refusal["status"], refusal["site"]) == (413, "A")
     assert coordinator.passed == []
+
+
+def test_a_site_cannot_fill_the_disk_with_an_answer_and_may_answer_the_next_task(coordinator, monkeypatch):
+    monkeypatch.setattr("server.fleet.MOST_BESIDE_BYTES", 1000)
+    badge, part = coordinator.admit("A"), b"x" * 3000
+    coordinator.home.folder("link")
+    note_sent(coordinator.home.path / SENT, 2000)
+
+    with coordinator.client(badge) as client:
+
+        def push():
+            return client.post(PUSH, content=part, headers=badge.flower).status_code
+
+        client.post(PULL, content=b"task", headers=badge.flower)  # answered with something: a task
+        statuses = [push() for _ in range(4)]
+        client.post(CONFIRM, headers=badge.flower)
+        note_sent(coordinator.home.path / SENT, 2000)
+        client.post(PULL, content=b"task", headers=badge.flower)
+        statuses.append(push())
+
+    (refusal,) = coordinator.refusals()
+    assert statuses == [200, 200, 200, 413, 200]
+    assert (refusal["site"], refusal["reason"]) == ("A", "an answer much longer than the model")
 
 
 def test_plain_text_does_not_come_in(coordinator):
