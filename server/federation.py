@@ -181,8 +181,8 @@ class _Asking:
             reply = self.replies.to(message, patience_s=min(PATIENCE_S, max(0.0, self.deadline - time.monotonic())))
             answer = self._read(reply, site) if reply else None
         except UpdateRejected as refusal:
-            reply, answer = None, SiteFailure(site, self.number, type(refusal).__name__)
             log.warning("site %s in round %d: %s", site, self.number + 1, refusal)
+            reply, answer = None, SiteFailure(site, self.number, type(refusal).__name__)
         if reply or answer:
             del self.pending[message]
         if isinstance(answer, SiteFailure):  # under this number the site's own log has more

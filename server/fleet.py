@@ -24,33 +24,15 @@ ACTIVATE, PULL, CONFIRM, PUSH, PUSH_OBJECT = (
     for name in ("activate-node", "pull-messages", "confirm-message-received", "push-messages", "push-object")
 )
 
-FLEET = frozenset(
-    {
-        ACTIVATE,
-        PULL,
-        CONFIRM,
-        PUSH,
-        PUSH_OBJECT,
-        *(
-            f"/v1/fleet/{name}"
-            for name in (
-                "deactivate-node",
-                "send-node-heartbeat",
-                "get-run",
-                "get-fab",
-                "pull-object",
-            )
-        ),
-    }
-)
+FLEET = frozenset({ACTIVATE, PULL, CONFIRM, PUSH, PUSH_OBJECT}) | {
+    f"/v1/fleet/{name}" for name in ("deactivate-node", "send-node-heartbeat", "get-run", "get-fab", "pull-object")
+}
 """What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
-
 
 NO_CERTIFICATE = "no certificate of an approved site"
 
 MOST_PUSH_BYTES = 2**20
 """Longest message without its content; what it names of that takes some 70 bytes for each object."""
-
 
 MOST_MODELS, MOST_BESIDE_BYTES = 4, 64 * MIB
 """How long a site's answer to a task may be: so many times the model that was sent, and so much more. An update is as
@@ -97,7 +79,7 @@ class Fleet:
             receive = _once(await _answer_of(receive, member.node))
         if path == PUSH_OBJECT:
             self._measure(scope, member.site)
-        if path in (CONFIRM, PUSH):
+        if path in (CONFIRM, PUSH):  # it has its task
             self._unconfirmed.discard(member.site)
         return await self._forward(scope, receive, send)
 
