@@ -36,7 +36,8 @@ client = streaming_client(context)
 async def gate(scope, receive, send):
     await forward(scope, receive, send, client, f"https://{coordinator}{scope['path']}", most_bytes=2**25)
 
-uvicorn.run(gate, port=int(port), ssl_keyfile=f"{keys}/gate.key", ssl_certfile=f"{keys}/gate.crt", lifespan="off")
+tls = {"ssl_keyfile": f"{keys}/gate.key", "ssl_certfile": f"{keys}/gate.crt"}
+uvicorn.run(gate, port=int(port), lifespan="off", loop="asyncio", **tls)
 """
 
 
