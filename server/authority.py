@@ -77,8 +77,8 @@ def found(home: Home, *, name: str, address: str, sites: Sequence[str]) -> dict[
     return {site: enrolment.invite(site) for site in sites}
 
 
-def renew_server(home: Home) -> None:
-    """Sign the server's key anew if its certificate expires soon.
+def renew_server(home: Home) -> bool:
+    """Give the server another key and certificate if the one that it has expires soon; return whether it did.
 
     Raises:
         HomeError: the home is damaged or cannot be written.
@@ -87,9 +87,11 @@ def renew_server(home: Home) -> None:
         certificate = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise HomeError(f"{home.server_certificate} is damaged; restore it from the backup") from error
-    if certificate.not_valid_after_utc - datetime.now(UTC) < RENEW_BEFORE:
+    due = certificate.not_valid_after_utc - datetime.now(UTC) < RENEW_BEFORE
+    if due:
         _sign_server(home, home.authority, home.federation.host)
         home.audit.record("server certificate renewed")
+    return due
 
 
 class Enrolment:

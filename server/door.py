@@ -7,7 +7,8 @@ decides what for. Whoever shows one of another authority, or speaks no TLS at al
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import uvicorn
@@ -20,7 +21,11 @@ HANDSHAKE_TIMEOUT_S = 15.0
 STRANGER_TIMEOUT_S = 60.0
 """How long a connection without a certificate may last: long enough to ask to be signed, too short to be in the way."""
 
-MOST_CONNECTIONS = 1024
+MOST_CONNECTIONS, MOST_OF_ONE_SITE = 1024, 128
+
+MOST_STRANGERS, MOST_STRANGERS_THERE, MOST_OPENING_THERE = 64, 16, 128
+"""Connections without a certificate: all together, from one address, and still in the handshake from one address.
+Whoever has none, then, leaves the places to sites."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ def door_to(app: Any, context: ssl.SSLContext, turned: Turned) -> uvicorn.Config
 
     class Door(_Door):
         tls = context
+        places = Places()
         tell = staticmethod(turned)
 
     return uvicorn.Config(
@@ -64,12 +70,42 @@ def door_to(app: Any, context: ssl.SSLContext, turned: Turned) -> uvicorn.Config
     )
 
 
+class Places:
+    """Connections that are open, under names of which each may have so many.
+
+    >>> places = Places()
+    >>> [places.take({"strangers": 2, "192.0.2.7": 1}) for _ in range(2)]
+    [True, False]
+    >>> places.give_back({"strangers": 2, "192.0.2.7": 1})
+    >>> places.take({"strangers": 2, "192.0.2.7": 1})
+    True
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._taken: Counter[str] = Counter()
+
+    def take(self, most: Mapping[str, int]) -> bool:
+        """Take a place under each name, or none if one has as many as it may have; return whether it was taken."""
+        free = all(self._taken[name] < number for name, number in most.items())
+        if free:
+            self._taken.update(list(most))
+        return free
+
+    def give_back(self, names: Iterable[str]) -> None:
+        """Give back a place under each name."""
+        self._taken.subtract(list(names))
+        self._taken = +self._taken  # who has none is forgotten
+
+
 class _Door(HttpToolsProtocol):
     """One connection: TCP first, then TLS, then what uvicorn makes of it."""
 
     tls: ssl.SSLContext
     tell: Turned
-    opened = False
+    places: Places
+    held: Mapping[str, int] | None = None
+    """Under which names it has its place, once it is open."""
     opening: asyncio.Task[None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -79,32 +115,53 @@ class _Door(HttpToolsProtocol):
 
     async def _open(self, transport: asyncio.Transport) -> None:
         address = str((transport.get_extra_info("peername") or ("unknown",))[0])
-        try:
-            inner = await self.loop.start_tls(
-                transport, self, self.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-            )
-        except (OSError, ConnectionError) as fault:  # ssl.SSLError is an OSError
-            self.tell(address, getattr(fault, "reason", None) or type(fault).__name__)
-            return
+        inner = await self._encrypted(transport, address)
         if inner is None or inner.is_closing():
             return
         certificate = cast(ssl.SSLObject, inner.get_extra_info("ssl_object")).getpeercert(binary_form=True)
+        here = {address: MOST_STRANGERS_THERE, "strangers": MOST_STRANGERS}
+        most = {certificate.hex(): MOST_OF_ONE_SITE} if certificate else here
+        if not self.places.take(most):
+            self._turn_away(inner, address)
+            return
+        self.held = most
         self.app_state = {**self.app_state, "certificate": certificate}
         if certificate is None:
             self.loop.call_later(STRANGER_TIMEOUT_S, _cut, inner)
-        self.opened = True
         super().connection_made(inner)
         if self.early:
             super().data_received(bytes(self.early))
 
+    async def _encrypted(self, transport: asyncio.Transport, address: str) -> asyncio.Transport | None:
+        """Return the connection with TLS in it, or nothing if nobody comes in."""
+        most = {f"opening from {address}": MOST_OPENING_THERE}
+        if not self.places.take(most):
+            self._turn_away(transport, address)
+            return None
+        try:
+            return await self.loop.start_tls(
+                transport, self, self.tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except (OSError, ConnectionError) as fault:  # ssl.SSLError is an OSError
+            reason = getattr(fault, "reason", None) or type(fault).__name__
+            self.tell(address, f"no TLS of this federation ({reason})")
+            return None
+        finally:
+            self.places.give_back(most)
+
+    def _turn_away(self, transport: asyncio.Transport, address: str) -> None:
+        self.tell(address, "too many connections")
+        transport.abort()
+
     def data_received(self, data: bytes) -> None:
-        if self.opened:
+        if self.held:
             super().data_received(data)
         else:
             self.early += data  # it came with the end of the handshake
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.opened:
+        if self.held:
+            self.places.give_back(self.held)
             super().connection_lost(exc)
 
 

@@ -16,6 +16,7 @@ from fedgan.errors import BaseMissing, EngineFailed, QuorumNotMet, UpdateRejecte
 from fedgan.federated.spool import Spool
 from fedgan.records import Answer, ModelStep, RoundTask, SiteFailure, SiteUpdate
 from fedgan.wire import pack_step, pack_task, size_of, unpack_answer, unpack_partition
+from server.replies import Replies
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ POLL_S, LONGEST_POLL_S = 0.2, 3.0
 
 LOOK_S = 2.0
 """Between two looks for sites that have come, and between two questions to a SuperLink that has no answer."""
+
+PATIENCE_S = 10.0
+"""How long the others' replies wait for one that is still being uploaded."""
 
 NODE_GONE = 5
 """Flower's code for a node whose heartbeat has stopped."""
@@ -53,8 +57,8 @@ class FlowerFederation:
     """Updates for which a round waits, if need be, for sites that are not there."""
     joined_anew: Callable[[str, float], bool] = never
     """Whether a site has joined anew after a time (in seconds since the epoch): what it had been sent is lost."""
-    sent: Callable[[], None] = lambda: None
-    """Told each time that tasks have been sent."""
+    sent: Callable[[int], None] = lambda num_bytes: None
+    """Told each time that tasks have been sent, and of how many bytes the model is."""
     holds: dict[str, str] = field(default_factory=dict)
     """Site to the digest of the model that it has, as its last answer proved."""
 
@@ -91,6 +95,7 @@ class _Asking:
         self.began = time.monotonic()
         self.deadline = self.began + federation.timeout_s
         self.next_look = 0.0
+        self.replies = Replies(federation.grid)
         self.pending: dict[str, str] = {}
         """Messages to sites that have not answered."""
         self.asked: dict[str, float] = {}
@@ -134,7 +139,7 @@ class _Asking:
                 contents.for_holder_of(self.federation.holds.get(site)),
                 node,
                 MessageType.TRAIN,
-                ttl=self.federation.timeout_s if not self.asked else max(1.0, self.deadline - time.monotonic()),
+                ttl=max(1.0, self.deadline - time.monotonic()),
                 group_id=str(self.number),
             )
             for node, site in zip(nodes, sites, strict=True)
@@ -144,7 +149,7 @@ class _Asking:
         self.pending = {message: site for message, site in self.pending.items() if site not in sites}
         # The same messages: what the SuperLink has of them from an earlier attempt is not sent, nor delivered, twice.
         numbers = self._patiently(lambda: self.federation.grid.push_messages(messages))
-        self.federation.sent()
+        self.federation.sent(sum(tensor.nbytes for tensor in self.task.model.weights.values()))
         self.pending |= dict(zip(numbers, sites, strict=True))
 
     def _patiently(self, ask: Callable[[], Answered]) -> Answered:
@@ -173,32 +178,42 @@ class _Asking:
 
     def _fetch(self, message: str, site: str) -> None:
         """Fetch one reply if it has arrived; nothing of it is in memory after that."""
-        for reply in self.federation.grid.pull_messages([message]):
+        try:
+            reply = self.replies.to(message, patience_s=min(PATIENCE_S, max(0.0, self.deadline - time.monotonic())))
+            answer = self._read(reply, site) if reply else None
+        except UpdateRejected as refusal:
+            log.warning("site %s in round %d: %s", site, self.number + 1, refusal)
+            reply, answer = None, SiteFailure(site, self.number, type(refusal).__name__)
+        if reply or answer:
             del self.pending[message]
-            self._take(reply, site)
+        if isinstance(answer, SiteFailure):  # under this number the site's own log has more
+            log.warning("task %s failed at site %s: %s", message[:12], site, answer.reason)
+        if answer:
+            self._take(answer, site)
 
-    def _take(self, reply: Message, site: str) -> None:
-        answer = self._read(reply, site)
+    def _take(self, answer: Answer, site: str) -> None:
         lacks = answer == SiteFailure(site, self.number, BaseMissing.__name__)
         if lacks and self.federation.holds.pop(site, ""):  # once: it has been sent all of it after that
             self._push([node for node, name in self.sites.items() if name == site])
-        elif answer:
+        else:
             self.answers[site] = answer
 
     def _read(self, reply: Message, site: str) -> Answer | None:
-        """Return what ``site`` answered, its tensors on disk, or how it failed to; nothing if it has only gone away."""
+        """Return what ``site`` answered, its tensors on disk, or how it failed to; nothing if it has only gone away.
+
+        Raises:
+            UpdateRejected: it cannot be understood.
+        """
         number = self.number
         if reply.has_error():
             # Flower's reason may quote the site's exception, and so a path or a patient: it goes no further.
             log.warning("site %s: Flower reports error %d in round %d", site, reply.error.code, number + 1)
-            return None if reply.error.code == NODE_GONE else SiteFailure(site, number, "FlowerError")
-        try:
-            answer = unpack_answer(
-                reply.content, site=site, round=number, keep=partial(self.federation.spool.keep, site)
-            )
-        except UpdateRejected as refusal:
-            log.warning("site %s in round %d: %s", site, number + 1, refusal)
-            return SiteFailure(site, number, type(refusal).__name__)
+            if reply.error.code != NODE_GONE:
+                return SiteFailure(site, number, "FlowerError")
+            self.asked.pop(site)  # when it is back, it is asked again
+            return None
+        keep = partial(self.federation.spool.keep, site)
+        answer = unpack_answer(reply.content, site=site, round=number, keep=keep)
         if isinstance(answer, SiteFailure):
             return answer
         traffic = {"traffic/to_site": self.sent_bytes[site], "traffic/from_site": size_of(reply.content)}

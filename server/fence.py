@@ -11,7 +11,6 @@ An answer's status is chosen by what Flower's SuperNode makes of it: on 401 it e
 import base64
 import binascii
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,39 +24,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route, Router
 
 from fedgan.audit import Audit
-from fedgan.errors import FedganError, HomeError, InvitationRefused, RequestRefused, RunFolderError
-from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
+from fedgan.errors import InvitationRefused, RequestRefused, RunFolderError
+from fedgan.forward import Client, Receive, Scope, Send, answer
 from fedgan.settings.types import Frozen
 from server.authority import Enrolment
 from server.ceilings import Ceiling
-from server.long_poll import SENT, LongPoll
-from server.presence import PRESENCE, note_activation
+from server.fleet import FLEET, NO_CERTIFICATE, Fleet, Refusal
 from server.registry import Member
 
 log = logging.getLogger(__name__)
-
-ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"
-
-FLEET = frozenset(
-    {
-        ACTIVATE,
-        PULL,
-        *(
-            f"/v1/fleet/{name}"
-            for name in (
-                "deactivate-node",
-                "send-node-heartbeat",
-                "push-messages",
-                "get-run",
-                "get-fab",
-                "push-object",
-                "pull-object",
-                "confirm-message-received",
-            )
-        ),
-    }
-)
-"""What a SuperNode calls. Its registering and unregistering itself is not among them: that is the coordinator's."""
 
 STRANGERS = frozenset({"/federation/enrolment", "/federation/certificate"})
 """What may be asked without a certificate: there one gets it."""
@@ -113,11 +88,8 @@ class Fence:
         """
         self._enrolment = enrolment
         self._audit = audit
-        self._link = link
-        self._link_url = link_url
-        self._presence = home / PRESENCE
         self._unnoted = 0
-        self.long_poll = LongPoll(home / SENT)
+        self.fleet = Fleet(link, link_url, home, enrolment.registry)
         self.ceilings = Ceilings.usual()
         own = [
             Route("/federation/enrolment", self._enrol, methods=["POST"]),
@@ -132,18 +104,21 @@ class Fence:
         """Answer, hand on, or refuse one request."""
         path, certificate = scope["path"], scope["state"].get("certificate")
         member = self._enrolment.registry.member(certificate) if certificate else None
-        if path == "/health" and scope["method"] == "GET":
-            await answer(send, 200)
-        elif path in FLEET and scope["method"] == "POST":
-            await self._fleet(scope, receive, send, member)
-        elif any(route.matches(scope)[0] is Match.FULL for route in self._own.routes):
-            await self._federation(scope, receive, send, member)
-        else:
-            await self.refuse(scope, send, 404, "there is no such path", member)
+        try:
+            if path == "/health" and scope["method"] == "GET":
+                await answer(send, 200)
+            elif path in FLEET and scope["method"] == "POST":
+                await self._fleet(scope, receive, send, member)
+            elif any(route.matches(scope)[0] is Match.FULL for route in self._own.routes):
+                await self._federation(scope, receive, send, member)
+            else:
+                await self.refuse(scope, send, 404, "there is no such path", member)
+        except Refusal as refusal:
+            await self.refuse(scope, send, refusal.status, str(refusal), member)
 
     def turned(self, address: str, reason: str) -> None:
         """Note that nobody came in from ``address``."""
-        self._note(address, reason=f"no TLS of this federation ({reason})")
+        self._note(address, reason=reason)
 
     async def refuse(self, scope: Scope, send: Send, status: int, reason: str, member: Member | None) -> None:
         """Refuse a request, and say so in the audit: at which address, of whom if known, and why."""
@@ -167,54 +142,36 @@ class Fence:
 
     async def _fleet(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         if member is None:
-            await self.refuse(scope, send, 401, "no certificate of an approved site", None)
+            raise Refusal(401, NO_CERTIFICATE)
         elif _flower_key(scope) != member.key:
-            await self.refuse(scope, send, 401, "the key is not the certificate's", member)
+            raise Refusal(401, "the key is not the certificate's")
         elif member.node is None:  # approved just now: Flower will soon know it too
             await answer(send, 503)
         elif not self.ceilings.site.allows(member.site):
-            await self.refuse(scope, send, 503, "too many requests", member)
-        elif scope["path"] == PULL and not await self.long_poll.wait(member.site):
-            await answer(send, 503)
-        else:
-            url = self._link_url + scope["path"]
-            status = await forward(scope, receive, send, self._link, url, most_bytes=MOST_FLEET_BYTES)
-            if status == 413:
-                self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
-            if scope["path"] == ACTIVATE and status == 200:
-                await run_in_threadpool(self._welcome, member.site)
-
-    def _welcome(self, site: str) -> None:
-        self.long_poll.forget(site)
-        log.info("site %s is here", site)
-        try:
-            note_activation(self._presence, site, time.time())
-        except HomeError as failure:  # it is here all the same
-            log.error("%s", failure)  # noqa: TRY400 - the message says it all
+            raise Refusal(503, "too many requests")
+        elif await self.fleet.hand_on(scope, receive, send, member) == 413:
+            self._note(_address(scope), path=scope["path"], status=413, reason="too long", site=member.site)
 
     async def _federation(self, scope: Scope, receive: Receive, send: Send, member: Member | None) -> None:
         headers = dict(scope["headers"])
         if member is None and scope["path"] not in STRANGERS:
-            await self.refuse(scope, send, 401, "no certificate of an approved site", None)
+            raise Refusal(401, NO_CERTIFICATE)
         elif not self.ceilings.stranger.allows(member.site if member else _address(scope)):
-            await self.refuse(scope, send, 429, "too many requests", member)
+            raise Refusal(429, "too many requests")
         elif b"transfer-encoding" in headers or int(headers.get(b"content-length", 0)) > MOST_OWN_BYTES:
-            await self.refuse(scope, send, 413, "too long, or of unknown length", member)
+            raise Refusal(413, "too long, or of unknown length")
         else:
             scope["state"]["member"] = member
-            try:
-                await self._own(scope, receive, send)
-            except _Refusal as refusal:
-                await self.refuse(scope, send, refusal.status, str(refusal), member)
+            await self._own(scope, receive, send)
 
     async def _enrol(self, request: Request) -> Response:
         try:
             asked = SignatureRequest.model_validate_json(await request.body())
             await run_in_threadpool(self._enrolment.receive, asked.secret, asked.request.encode())
         except (ValidationError, RequestRefused) as fault:
-            raise _Refusal(400, "no request that can be signed") from fault
+            raise Refusal(400, "no request that can be signed") from fault
         except InvitationRefused as fault:
-            raise _Refusal(403, str(fault)) from fault
+            raise Refusal(403, str(fault)) from fault
         return JSONResponse({"state": "waiting"}, status_code=202)
 
     async def _hand_over(self, request: Request) -> Response:
@@ -222,7 +179,7 @@ class Fence:
         try:
             admission = await run_in_threadpool(self._enrolment.collect, secret)
         except InvitationRefused as fault:
-            raise _Refusal(403, str(fault)) from fault
+            raise Refusal(403, str(fault)) from fault
         if admission is None:
             return JSONResponse({"state": "waiting"}, status_code=202)
         return JSONResponse({"certificate": admission.certificate, "release_key": admission.release_key})
@@ -242,14 +199,6 @@ class Fence:
     async def _leave(self, request: Request) -> Response:
         await run_in_threadpool(self._enrolment.end, request.state.member.site, "left")
         return Response(status_code=204)
-
-
-class _Refusal(FedganError):
-    """One of our own paths refuses; the fence says so."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        self.status = status
-        super().__init__(reason)
 
 
 def _for_site(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -1,7 +1,7 @@
 """Long polling: a site's question for tasks waits at the fence until tasks have been sent.
 
 Flower's SuperNode asks every three seconds, and would lose as many in every round; nothing else in it needs changing.
-The process that sends tasks says so by touching a file, which the fence sees.
+The process that sends tasks says so in a file, which the fence sees.
 """
 
 import asyncio
@@ -9,20 +9,39 @@ import time
 from collections import Counter
 from pathlib import Path
 
-SENT = "link/sent"
-"""Where in a home the file is."""
+from fedgan.atomic import write_atomically
 
-HOLD_S = 20.0
-"""How long a question waits: Flower's SuperNode gives up after thirty seconds."""
+SENT = "link/sent"
+"""Where in a home the file is, which has the number of bytes of the model that was sent last."""
+
+HOLD_S = 8.0
+"""How long a question waits: Flower's SuperNode gives up after thirty, of which the database may take twenty."""
 
 LOOK_S = 0.1
+
+
+def note_sent(path: Path, num_bytes: int) -> None:
+    """Write down that tasks have been sent, with a model of so many bytes.
+
+    Raises:
+        HomeError: the file cannot be written.
+    """
+    write_atomically(path, f"{num_bytes}\n")
+
+
+def bytes_sent(path: Path) -> int | None:
+    """Return of how many bytes the model is that was sent last, if that is known."""
+    try:
+        return int(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 class LongPoll:
     """Holds each site's question until tasks have been sent since its last one; of one event loop."""
 
     def __init__(self, sent: Path) -> None:
-        """Take the file that is touched when tasks have been sent."""
+        """Take the file that is written when tasks have been sent."""
         self._sent = sent
         self._known: dict[str, int] = {}
         self._questions: Counter[str] = Counter()
@@ -31,18 +50,17 @@ class LongPoll:
     async def wait(self, site: str) -> bool:
         """Wait until the site's question should be asked; return whether it still should.
 
-        It should not if the site has asked again or has come in anew, as after a crash: the task would go to nobody.
+        It should not if the site has asked again or has come in anew, as after a crash, or if the fence closes: the
+        task would go to nobody.
         """
         self._questions[site] += 1
         question, deadline = self._questions[site], time.monotonic() + HOLD_S
-        while self._known.get(site) == (sent := _changed_ns(self._sent)) and time.monotonic() < deadline:
-            if self._closed:
-                break
+        while self._known.get(site) == (sent := changed_ns(self._sent)) and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_S)
-            if self._questions[site] != question:
+            if self._closed or self._questions[site] != question:
                 return False
         self._known[site] = sent
-        return True
+        return not self._closed
 
     def forget(self, site: str) -> None:
         """Let no earlier question of a site stand, and the next one not wait."""
@@ -54,8 +72,8 @@ class LongPoll:
         self._closed = True
 
 
-def _changed_ns(path: Path) -> int:
-    """Return when a file was last touched; 0 if there is none."""
+def changed_ns(path: Path) -> int:
+    """Return when a file was last written; 0 if there is none."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

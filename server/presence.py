@@ -15,7 +15,7 @@ PRESENCE = "link/presence.json"
 
 
 class Activation(Frozen):
-    """A site's SuperNode has been let in."""
+    """A site's SuperNode has been let in, or turned out not to have got what it was sent."""
 
     at: float
     """When, in seconds since 1970 (UTC)."""

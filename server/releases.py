@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from fedgan.audit import Audit
-from fedgan.errors import ForeignKey, HomeError, ReleaseRefused
+from fedgan.errors import ForeignKey, HomeError, ReleaseRefused, RunFolderError
 from fedgan.model_files import WEIGHTS
 from fedgan.results.release import CARD, SIGNATURE, Place, Release, read_release
 from server.fence import Endpoint
@@ -83,8 +83,14 @@ class Releases:
         release = await run_in_threadpool(self._with_weights, request.path_params["digest"])
         if release is None:
             return JSONResponse({"error": "no such release"}, status_code=404)
-        await run_in_threadpool(self._audit.record, "release sent", site=site, serial=release.card.serial)
+        await run_in_threadpool(self._note_sent, site, release.card.serial)
         return _Weights(release.folder / WEIGHTS, media_type="application/octet-stream")
+
+    def _note_sent(self, site: str, serial: int) -> None:
+        try:
+            self._audit.record("release sent", site=site, serial=serial)
+        except RunFolderError as failure:  # the site gets it all the same
+            log.error("%s", failure)  # noqa: TRY400 - the message says it all
 
     def _last_sound(self) -> Release | None:
         return next(iter(self._sound()), None)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -22,7 +23,7 @@ from fedgan.flower import ask_flower
 from fedgan.identity import PublicKey, openssh_public, public_key_of
 from fedgan.processes import flower_environment, keep_running, tail_of, wait_until_open
 from server.home import Home
-from server.registry import Registry, Roll
+from server.registry import Entry, Registry, Roll
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Superlink:
         self._home = home
         self._folder = home.folder("link")
         self._port = home.federation.link_port
+        self._process: Popen[bytes] | None = None
+        self.has_started = threading.Event()
         self.env = {**flower_environment(self._folder), "FEDGAN_HOME": str(home.path)}  # for what runs in it
 
     @property
@@ -83,7 +86,9 @@ class Superlink:
         log_file = self._log("superlink")
 
         def up(process: Popen[bytes]) -> None:
+            self._process = process
             wait_until_open(self._port, process, log_file)
+            self.has_started.set()
             log.info("Flower's SuperLink is up")
 
         def down(code: int) -> None:
@@ -104,6 +109,11 @@ class Superlink:
             f"--superexec-auth-secret-file={self._folder / 'secret'}",
         ]
         keep_running(command, self.env, log_file, until=until, on_start=up, on_end=down)
+
+    def restart(self) -> None:
+        """Have the SuperLink, if it runs, end and be started again, as what it reads at its start has changed."""
+        if self._process:
+            self._process.terminate()
 
     def run_executor(self, until: threading.Event) -> None:
         """Keep the executor, which starts the coordinator's part of a run, running until the event."""
@@ -156,11 +166,15 @@ class Keys:
         self._home = home
         self._link = link
         self._registry = registry
+        self._compared = False
+        """Whether the registry's nodes are known to be Flower's."""
 
     def keep_told(self, until: threading.Event) -> None:
         """Tell Flower of each site that is approved or revoked, soon after, until the event."""
         pause_s = LOOK_S
         while not until.wait(pause_s):
+            if not self._link.has_started.is_set():
+                continue
             try:
                 self.tell()
                 pause_s = LOOK_S
@@ -172,15 +186,41 @@ class Keys:
         """Register each approved key that has no node, and unregister each retired node.
 
         Raises:
-            EngineFailed: Flower cannot be told now.
+            EngineFailed: Flower cannot be told now of some; of the others it has been.
             HomeError: the registry is damaged or cannot be written.
         """
-        for node in self._registry.roll.retired:
-            self._unregister(node)
-        for entry in self._registry.roll.sites.values():
-            signed = entry.signed
-            if signed and entry.node is None:
-                self._bind(entry.site, entry.certificate, self._register(entry.site, public_key_of(signed)))
+        if not self._compared:
+            self._forget_lost()
+            self._compared = True
+        roll, failures = self._registry.roll, []
+        unsaid = [entry for entry in roll.sites.values() if entry.signed and entry.node is None]
+        for step in (
+            *(partial(self._unregister, node) for node in roll.retired),
+            *(partial(self._enter, entry) for entry in unsaid),
+        ):
+            try:
+                step()
+            except EngineFailed as failure:
+                failures.append(str(failure))
+        if failures:
+            raise EngineFailed("; ".join(failures))
+
+    def _forget_lost(self) -> None:
+        """Let sites be registered anew whose nodes Flower no longer has, since its database was lost."""
+        known = self._known()
+
+        def step(roll: Roll) -> Roll:
+            lost = [entry for entry in roll.sites.values() if entry.node is not None and entry.node not in known]
+            for entry in lost:
+                log.warning("Flower no longer knows site %s; it is registered anew", entry.site)
+                roll = roll.with_entry(entry.model_copy(update={"node": None}))
+            return roll
+
+        self._registry.change(step)
+
+    def _enter(self, entry: Entry) -> None:
+        if signed := entry.signed:
+            self._bind(entry.site, entry.certificate, self._register(entry.site, public_key_of(signed)))
 
     def _register(self, site: str, key: PublicKey) -> int:
         file = self._home.folder("link") / f"{site}.pub"
@@ -195,18 +235,18 @@ class Keys:
     def _forgotten(self, site: str) -> int:
         """Return the node that was registered for the key of ``site`` when we ended before we could write it down."""
         roll = self._registry.roll
-        known = {entry.node for entry in roll.sites.values()} | set(roll.retired)
-        nodes = {int(node["node-id"]) for node in self._nodes() if node["status"] != GONE} - known
+        nodes = self._known() - {entry.node for entry in roll.sites.values()} - set(roll.retired)
         if len(nodes) != 1:  # keys are registered one after the other, so there can be only one
             raise EngineFailed(f"Flower knows the key of site {site}, under no number that can be told; invite it anew")
         return nodes.pop()
 
-    def _nodes(self) -> Sequence[dict[str, str]]:
+    def _known(self) -> set[int]:
+        """Return the nodes that Flower has."""
         nodes: Sequence[dict[str, str]] = self._link.ask("supernode", "list", CONNECTION)["nodes"]
-        return nodes
+        return {int(node["node-id"]) for node in nodes if node["status"] != GONE}
 
     def _unregister(self, node: int) -> None:
-        if any(int(known["node-id"]) == node and known["status"] != GONE for known in self._nodes()):
+        if node in self._known():
             self._link.ask("supernode", "unregister", str(node), CONNECTION)
         self._registry.change(
             lambda roll: roll.model_copy(update={"retired": tuple(one for one in roll.retired if one != node)})

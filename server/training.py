@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -16,7 +17,7 @@ from fedgan.simulation import open_folder, train_in_folder
 from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
-from server.long_poll import SENT
+from server.long_poll import SENT, note_sent
 from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
@@ -51,7 +52,7 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
             folder.spool,
             quorum=settings.quorum,
             joined_anew=Returns(home),
-            sent=(home.path / SENT).touch,
+            sent=partial(note_sent, home.path / SENT),
         )
         try:
             train_in_folder(

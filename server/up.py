@@ -8,10 +8,11 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import uvicorn
 
-from fedgan.errors import HomeError
+from fedgan.errors import HomeError, RunFolderError
 from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
 from fedgan.identity import fingerprint
@@ -21,10 +22,13 @@ from server.current import CurrentRun
 from server.door import door_to, server_context
 from server.fence import Endpoint, Fence
 from server.home import Home
+from server.long_poll import changed_ns
 from server.registry import Registry
 from server.superlink import Keys, Superlink
 
 log = logging.getLogger(__name__)
+
+EXPIRY_LOOK_S = 24 * 3600.0
 
 
 def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
@@ -54,10 +58,21 @@ def up(home: Home, *, routes: Mapping[str, Endpoint] | None = None) -> None:
             link.run,
             link.run_executor,
             keys.keep_told,
+            partial(_keep_signed, home, link),
             CurrentRun(home).keep_followed,
             lambda ended: asyncio.run(serve(home, link.url, routes or {}, listening, ended)),
         )
         _run_all(tasks, until)
+
+
+def _keep_signed(home: Home, link: Superlink, until: threading.Event) -> None:
+    """Renew the server's certificate in time until the event; the fence sees that by itself."""
+    while not until.wait(EXPIRY_LOOK_S):
+        try:
+            if renew_server(home):
+                link.restart()
+        except (HomeError, RunFolderError) as failure:
+            log.warning("the server's certificate could not be renewed, and is tried again tomorrow: %s", failure)
 
 
 def _run_all(tasks: tuple[Callable[[threading.Event], None], ...], until: threading.Event) -> None:
@@ -79,12 +94,15 @@ async def serve(
     """Be the fence on a listening socket, before the SuperLink at ``link_url``, until the event."""
     verify = ssl.create_default_context(cafile=home.authority_certificate)
     async with streaming_client(verify) as client:
+        context, signed = server_context(home), changed_ns(home.server_certificate)
         fence = Fence(Enrolment(home), home.audit, client, link_url, home=home.path, routes=routes)
-        server = uvicorn.Server(door_to(fence, server_context(home), fence.turned))
+        server = uvicorn.Server(door_to(fence, context, fence.turned))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not until.is_set() and not serving.done():
             await asyncio.sleep(0.2)
-        fence.long_poll.close()
+            if signed != (signed := changed_ns(home.server_certificate)):
+                context.load_cert_chain(home.server_certificate, home.server_key)  # for who comes in from now on
+        fence.fleet.long_poll.close()
         server.should_exit = True
         await serving
 

@@ -133,6 +133,10 @@ class Coordinator:
         file.write_bytes(certificate.public_bytes(Encoding.PEM) + private_pem(key))
         return Badge(site, key, file)
 
+    def node_of(self, site: str) -> int | None:
+        """Return Flower's number for a site."""
+        return self.enrolment.registry.roll.entry(site).node
+
     def context(self, badge: Badge | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self.home.authority_certificate)
         if badge:

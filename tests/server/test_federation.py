@@ -1,11 +1,17 @@
 """The coordinator's side of Flower: one answer per site, whatever the sites and the network do."""
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as site_app
@@ -37,7 +43,10 @@ class Loopback:
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         first = len(self.messages)
         self.messages += messages
-        return [str(number) for number in range(first, len(self.messages))]
+        numbers = [str(number) for number in range(first, len(self.messages))]
+        for number, message in zip(numbers, self.messages[first:], strict=True):
+            message.metadata.__dict__["_message_id"] = number  # as Flower's own Grids do
+        return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         (number,) = message_ids
@@ -104,8 +113,50 @@ def babbles(message: Message) -> Message:
     return Message(RecordDict({"hello": ConfigRecord({})}), reply_to=message)
 
 
+def is_gone(message: Message) -> Message:
+    """Answer as Flower does for a node whose heartbeat has stopped."""
+    return Message(Error(code=5, reason="gone"), reply_to=message)
+
+
 def says_nothing(message: Message) -> None:
     return None
+
+
+def forged() -> Message:
+    """Return an update that answers nothing: what Flower hands over of a site that poses as its SuperLink."""
+    update = SiteUpdate("B", TASK.model.round, "0" * 64, TASK.model.weights, ScanCounts(abnormal=666), {})
+    return Message(pack_answer(update), dst_node_id=1, message_type="train")
+
+
+def flower_object(kind: str, body: bytes, *children: bytes) -> bytes:
+    """Return an object that Flower's store takes, since it reads its head alone."""
+    numbers = ",".join(map(get_object_id, children))
+    content = f"{kind} {numbers} {len(body)}".encode() + b"\x00" + body
+    validate_object_content(content)
+    return content
+
+
+def sends_object(content: bytes, *children: bytes) -> Node:
+    objects = {get_object_id(one): one for one in (content, *children)}
+    number = get_object_id(content)
+
+    def answer(message: Message) -> Message:
+        inflated = inflate_object_from_contents(number, dict(objects))
+        inflated.metadata.__dict__["_message_id"] = number
+        return inflated
+
+    return answer
+
+
+CHUNK = flower_object("ArrayChunk", b"")
+HOLLOW = flower_object("Message", MessageProto(metadata=Metadata(message_type="train")).SerializeToString(), CHUNK)
+
+
+class Forging(Loopback):
+    """A Grid that hands over a forgery with each look for replies."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [forged(), *super().pull_messages(message_ids), forged()]
 
 
 @pytest.fixture
@@ -131,6 +182,13 @@ def test_each_site_answers_under_the_name_the_coordinator_knows_its_node_by(spoo
         (breaks_down, "FlowerError"),
         (babbles, "UpdateRejected"),
         (says_nothing, "NoAnswer"),
+        (sends_object(flower_object("Message", b"\xff\xff")), "UpdateRejected"),
+        (sends_object(flower_object("Message", b"")), "UpdateRejected"),
+        (sends_object(flower_object("RecordDict", b"garbage")), "UpdateRejected"),
+        (sends_object(flower_object("RecordDict", b"{}")), "UpdateRejected"),
+        (sends_object(flower_object("Array", b"{}")), "UpdateRejected"),
+        (sends_object(HOLLOW, CHUNK), "UpdateRejected"),
+        (sends_object(flower_object("MetricRecord", b"\x0a\x05\x0a\x01a\x12\x00")), "UpdateRejected"),
     ],
 )
 def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason, spool):
@@ -142,12 +200,79 @@ def test_a_site_that_does_not_train_fails_alone_and_without_details(node, reason
     assert failed == SiteFailure("B", TASK.model.round, reason)
 
 
-def test_a_task_expires_with_its_round(spool):
-    grid = Loopback({1: says_nothing})
+@pytest.mark.parametrize(("node", "counted"), [(doubles, 3), (says_nothing, None)])
+def test_no_site_can_answer_as_another(node, counted, spool):
+    grid = Forging({1: doubles, 2: node})
 
-    FlowerFederation(grid, {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=0.3, spool=spool).ask(TASK)
 
-    assert [message.metadata.ttl for message in grid.messages] == [0.3]
+    counts = [answer.counts.abnormal if isinstance(answer, SiteUpdate) else None for answer in answers]
+    assert counts == [3, counted]
+
+
+def test_an_answer_that_is_still_being_uploaded_keeps_neither_the_others_nor_the_deadline_waiting(spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "PATIENCE_S", 0.1)
+    given_up = threading.Event()
+
+    def uploads_for_ever(message: Message) -> Message | None:
+        given_up.wait(60)
+        return None
+
+    grid = Loopback({1: uploads_for_ever, 2: doubles})
+    began = time.monotonic()
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=1, spool=spool, quorum=2).ask(TASK)
+
+    lasted_s = time.monotonic() - began
+    given_up.set()
+    assert [type(answer) for answer in answers] == [SiteFailure, SiteUpdate]
+    assert lasted_s < 20
+
+
+def test_an_answer_whose_upload_takes_longer_than_others_wait_counts_when_it_is_whole(spool, monkeypatch):
+    monkeypatch.setattr(federation_module, "PATIENCE_S", 0.0)
+    fetched = threading.Event()
+
+    def uploads_slowly(message: Message) -> Message:
+        fetched.wait(60)
+        return doubles(message)
+
+    def answers_meanwhile(message: Message) -> Message:
+        fetched.set()
+        return doubles(message)
+
+    grid = Loopback({1: uploads_slowly, 2: answers_meanwhile})
+
+    answers = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=60, spool=spool, quorum=2).ask(TASK)
+
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
+
+
+def test_whoever_must_know_is_told_when_tasks_have_been_sent_and_how_large_the_model_is(spool):
+    told = []
+
+    FlowerFederation(Loopback({1: doubles}), {1: "A"}, timeout_s=5, spool=spool, sent=told.append).ask(TASK)
+
+    assert told == [TASK.model.weights["w"].nbytes]
+
+
+def test_a_failure_is_logged_under_the_number_that_the_sites_own_log_has(spool, caplog):
+    grid = Loopback({1: fails})
+
+    FlowerFederation(grid, {1: "A"}, timeout_s=5, spool=spool).ask(TASK)
+
+    (task,) = grid.messages
+    assert f"task {task.metadata.message_id[:12]} failed at site A: Diverged" in caplog.text
+
+
+def test_a_task_expires_with_its_round_also_if_it_is_sent_late(spool, monkeypatch):
+    grid = Faulty({1: says_nothing}, "get_node_ids", times=1)
+    monkeypatch.setattr(federation_module, "LOOK_S", 0.5)
+
+    FlowerFederation(grid, {1: "A"}, timeout_s=2, spool=spool).ask(TASK)
+
+    (late,) = grid.messages
+    assert 1 <= late.metadata.ttl <= 1.5
 
 
 def test_replies_are_fetched_one_by_one_and_wait_on_disk(spool):
@@ -195,11 +320,9 @@ def test_a_superlink_that_never_takes_the_task_ends_the_run_by_name(status, time
 
 
 def test_a_reply_that_flower_lost_fails_the_site_that_was_to_send_it(spool):
-    lost = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
+    answers = FlowerFederation(Loopback({1: is_gone}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
 
-    answers = FlowerFederation(Loopback({1: lambda message: lost}), {1: "A"}, timeout_s=0.3, spool=spool).ask(TASK)
-
-    assert answers == [SiteFailure("A", TASK.model.round, "NoAnswer")]
+    assert answers == [SiteFailure("A", TASK.model.round, "Away")]
 
 
 def test_a_site_that_is_not_there_is_not_waited_for_once_the_quorum_has_answered(spool):
@@ -212,13 +335,27 @@ def test_a_site_that_is_not_there_is_not_waited_for_once_the_quorum_has_answered
 
 
 def test_a_site_that_goes_away_is_not_waited_for_once_the_quorum_has_answered(spool):
-    gone = Message(Error(code=5, reason="gone"), reply_to=Message(RecordDict(), 99, "train"))
-    grid = Loopback({1: doubles, 2: lambda message: gone})
+    grid = Loopback({1: doubles, 2: is_gone})
 
     trained, lost = FlowerFederation(grid, {1: "A", 2: "B"}, timeout_s=600, spool=spool).ask(TASK)
 
     assert isinstance(trained, SiteUpdate)
-    assert lost == SiteFailure("B", TASK.model.round, "NoAnswer")
+    assert lost == SiteFailure("B", TASK.model.round, "Away")
+
+
+def test_a_site_that_was_unreachable_for_a_while_is_asked_again_in_the_same_round(spool, monkeypatch):
+    monkeypatch.setattr("server.federation.LOOK_S", 0.0)
+    asked = []
+
+    def is_gone_once(message: Message) -> Message:
+        asked.append(message)
+        return is_gone(message) if len(asked) == 1 else doubles(message)
+
+    federation = FlowerFederation(Loopback({1: doubles, 2: is_gone_once}), {1: "A", 2: "B"}, 600, spool, quorum=2)
+
+    answers = federation.ask(TASK)
+
+    assert all(isinstance(answer, SiteUpdate) for answer in answers)
 
 
 def test_sites_that_come_later_are_waited_for_while_the_quorum_lacks_them(spool, monkeypatch):

@@ -6,19 +6,25 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata
 
 from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
-from server.long_poll import SENT
+from server.authority import renew_server
+from server.door import MOST_STRANGERS_THERE
+from server.long_poll import SENT, note_sent
 from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
 PULL, PUSH, ACTIVATE = "/v1/fleet/pull-messages", "/v1/fleet/push-object", "/v1/fleet/activate-node"
+ANSWER, CONFIRM = "/v1/fleet/push-messages", "/v1/fleet/confirm-message-received"
 
 
 def wait_until(holds, *, timeout_s=10):
@@ -118,6 +124,42 @@ def test_a_site_that_asks_for_tasks_again_waits_until_some_have_been_sent(coordi
     assert (response.status_code, len(coordinator.passed)) == (200, 2)
 
 
+def times_here(coordinator, site):
+    known = activations(coordinator.home.path / PRESENCE).get(site)
+    return known.times if known else 0
+
+
+@pytest.mark.parametrize(("between", "times"), [((), 1), ((CONFIRM,), 0)], ids=["lost", "confirmed"])
+def test_a_site_that_asks_again_without_confirming_what_it_was_sent_counts_as_come_anew(coordinator, between, times):
+    badge = coordinator.admit("A")
+    coordinator.home.folder("link")
+    with coordinator.client(badge) as client:
+        client.post(PULL, content=b"task", headers=badge.flower)  # answered with something: a task
+        for path in between:
+            client.post(path, headers=badge.flower)
+        (coordinator.home.path / SENT).touch()
+
+        response = client.post(PULL, headers=badge.flower)
+
+    assert response.status_code == 200
+    assert times_here(coordinator, "A") == times
+
+
+def test_a_site_that_is_revoked_while_it_waits_gets_no_task(coordinator):
+    badge = coordinator.admit("A")
+    coordinator.home.folder("link")
+    with coordinator.client(badge) as client, ThreadPoolExecutor(1) as pool:
+        client.post(PULL, headers=badge.flower)
+        asking = pool.submit(client.post, PULL, headers=badge.flower)
+        waits = not wait([asking], timeout=0.5).done
+        coordinator.enrolment.end("A", "revoked")
+        (coordinator.home.path / SENT).touch()
+        response = asking.result()
+
+    assert waits
+    assert (response.status_code, len(coordinator.passed)) == (401, 1)
+
+
 def test_who_shows_no_certificate_does_not_reach_flower(coordinator):
     badge = coordinator.admit("A")
 
@@ -141,6 +183,50 @@ def test_a_site_that_sends_another_sites_key_does_not_reach_flower(coordinator):
     assert statuses == [401, 401, 401]
     assert coordinator.passed == []
     assert [refusal["site"] for refusal in coordinator.refusals()] == ["A", "A", "A"]
+
+
+def pushed(*metadata):
+    """Return a SuperNode's request to push messages of these senders that answer these tasks."""
+    messages = [Message(metadata=Metadata(src_node_id=node, reply_to_message_id=task)) for node, task in metadata]
+    return PushMessagesRequest(messages_list=messages).SerializeToString()
+
+
+def test_an_answer_reaches_flower_whole(coordinator):
+    badge = coordinator.admit("A")
+    body = pushed((coordinator.node_of("A"), "7"))
+
+    with coordinator.client(badge) as client:
+        response = client.post(ANSWER, content=body, headers=badge.flower)
+
+    (passed,) = coordinator.passed
+    assert (response.status_code, passed["body"]) == (200, body)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[("SuperLink", "")], [("B", "7")], [("A", "")], [("A", "7"), ("SuperLink", "")], []],
+    ids=["as the SuperLink", "as another site", "to no task", "two", "none"],
+)
+def test_a_site_can_send_nothing_but_its_own_answer(coordinator, messages):
+    badge, _ = coordinator.admit("A"), coordinator.admit("B")
+    nodes = {"SuperLink": 1, "A": coordinator.node_of("A"), "B": coordinator.node_of("B")}
+    body = pushed(*((nodes[sender], task) for sender, task in messages))
+
+    with coordinator.client(badge) as client:
+        response = client.post(ANSWER, content=body, headers=badge.flower)
+
+    (refusal,) = coordinator.refusals()
+    assert (response.status_code, coordinator.passed) == (400, [])
+    assert (refusal["site"], refusal["reason"]) == ("A", "a message that is not the site's answer to a task")
+
+
+def test_what_is_no_message_does_not_reach_flower(coordinator):
+    badge = coordinator.admit("A")
+
+    with coordinator.client(badge) as client:
+        response = client.post(ANSWER, content=b"\xff", headers=badge.flower)
+
+    assert (response.status_code, coordinator.passed) == (400, [])
 
 
 def test_a_revoked_site_is_refused_on_the_connection_that_it_has_open(coordinator):
@@ -174,13 +260,17 @@ def test_a_site_that_flower_does_not_know_yet_is_asked_to_come_again(coordinator
     assert coordinator.refusals() == []
 
 
-@pytest.mark.parametrize("content", [b"x" * (33 * 2**20), iter([b"x" * 2**20] * 33)], ids=["told", "untold"])
-def test_a_message_that_is_too_long_does_not_reach_flower(coordinator, content):
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [(PUSH, b"x" * (33 * 2**20)), (PUSH, iter([b"x" * 2**20] * 33)), (ANSWER, b"x" * 2**21)],
+    ids=["told", "untold", "answer"],
+)
+def test_a_message_that_is_too_long_does_not_reach_flower(coordinator, path, content):
     badge = coordinator.admit("A")
 
     with coordinator.client(badge) as client:
         try:
-            status = client.post(PUSH, content=content, headers=badge.flower).status_code
+            status = client.post(path, content=content, headers=badge.flower).status_code
         except httpx.TransportError:  # refused and closed before all of it was sent
             status = 413
 
@@ -189,6 +279,29 @@ def test_a_message_that_is_too_long_does_not_reach_flower(coordinator, content):
     (refusal,) = coordinator.refusals()
     assert (refusal["status"], refusal["site"]) == (413, "A")
     assert coordinator.passed == []
+
+
+def test_a_site_cannot_fill_the_disk_with_an_answer_and_may_answer_the_next_task(coordinator, monkeypatch):
+    monkeypatch.setattr("server.fleet.MOST_BESIDE_BYTES", 1000)
+    badge, part = coordinator.admit("A"), b"x" * 3000
+    coordinator.home.folder("link")
+    note_sent(coordinator.home.path / SENT, 2000)
+
+    with coordinator.client(badge) as client:
+
+        def push():
+            return client.post(PUSH, content=part, headers=badge.flower).status_code
+
+        client.post(PULL, content=b"task", headers=badge.flower)  # answered with something: a task
+        statuses = [push() for _ in range(4)]
+        client.post(CONFIRM, headers=badge.flower)
+        note_sent(coordinator.home.path / SENT, 2000)
+        client.post(PULL, content=b"task", headers=badge.flower)
+        statuses.append(push())
+
+    (refusal,) = coordinator.refusals()
+    assert statuses == [200, 200, 200, 413, 200]
+    assert (refusal["site"], refusal["reason"]) == ("A", "an answer much longer than the model")
 
 
 def test_plain_text_does_not_come_in(coordinator):
@@ -217,6 +330,48 @@ def test_a_certificate_of_another_authority_does_not_come_in(coordinator, tmp_pa
     assert wait_until(coordinator.refusals)
     (refusal,) = coordinator.refusals()
     assert "CERTIFICATE_VERIFY_FAILED" in refusal["reason"]
+
+
+def test_who_has_no_certificate_takes_no_place_from_sites(coordinator):
+    badge, context = coordinator.admit("A"), coordinator.context()
+    with ExitStack() as idle:
+        for _ in range(MOST_STRANGERS_THERE + 3):
+            connection = socket.create_connection(("127.0.0.1", coordinator.port), source_address=(OUTSIDE, 0))
+            idle.enter_context(context.wrap_socket(connection, server_hostname="127.0.0.1"))
+
+        with coordinator.client(badge, address=OUTSIDE) as site, coordinator.client() as elsewhere:
+            statuses = [client.get("/health").status_code for client in (site, elsewhere)]
+        assert wait_until(lambda: len(coordinator.refusals()) == 3)
+
+    assert statuses == [200, 200]
+    assert {(line["address"], line["reason"]) for line in coordinator.refusals()} == {(OUTSIDE, "too many connections")}
+
+
+def test_who_left_makes_room_for_others(coordinator):
+    context = coordinator.context()
+    for _ in range(2 * MOST_STRANGERS_THERE):
+        with socket.create_connection(("127.0.0.1", coordinator.port), source_address=(OUTSIDE, 0)) as connection:
+            context.wrap_socket(connection, server_hostname="127.0.0.1").close()
+
+    def is_let_in():
+        with coordinator.client(address=OUTSIDE) as stranger, suppress(httpx.TransportError):
+            return stranger.get("/health").status_code == 200
+
+    assert wait_until(is_let_in)
+
+
+def test_a_renewed_certificate_is_shown_to_who_comes_in_from_then_on(coordinator, monkeypatch):
+    def shown():
+        connection = socket.create_connection(("127.0.0.1", coordinator.port))
+        with coordinator.context().wrap_socket(connection, server_hostname="127.0.0.1") as secured:
+            return secured.getpeercert()["serialNumber"]
+
+    before = shown()
+    monkeypatch.setattr("server.authority.RENEW_BEFORE", timedelta(days=400))
+
+    renew_server(coordinator.home)
+
+    assert wait_until(lambda: shown() != before)
 
 
 def test_old_tls_does_not_come_in(coordinator):
@@ -321,7 +476,7 @@ def test_who_asks_too_often_is_refused_and_does_not_fill_the_audit(coordinator):
         statuses = [client.get("/federation/certificate").status_code for _ in range(70)]
 
     assert statuses[0] == 403
-    assert statuses[-1] == 429
+    assert 429 in statuses
     assert len(coordinator.refusals()) <= 65
     assert broken_links(coordinator.home.path / "audit.jsonl") == []
 

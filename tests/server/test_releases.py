@@ -1,10 +1,12 @@
 """What the coordinator keeps of its releases; how sites are given them is in tests/client/test_models.py."""
 
+import asyncio
 import json
 
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.requests import Request
 
 from fedgan.audit import Audit
 from fedgan.errors import ForeignKey, HomeError, TamperedRelease
@@ -60,6 +62,20 @@ def test_what_a_crash_left_of_a_forgotten_release_is_deleted(releases, tmp_path)
     publish(releases, 3)
 
     assert kept(tmp_path) == [2, 3]
+
+
+def test_on_a_full_disk_sites_are_still_given_the_release(releases, tmp_path, full_disk, caplog):
+    release = publish(releases, 1)
+    while (tmp_path / "audit.jsonl").stat().st_size < 1024:
+        Audit(tmp_path / "audit.jsonl").record("something")
+    send = releases.endpoints["/federation/releases/{digest}"]
+
+    with full_disk():
+        request = Request({"type": "http", "path_params": {"digest": release.card.weights}})
+        response = asyncio.run(send("A", request))
+
+    assert response.status_code == 200
+    assert "the audit cannot be written" in caplog.text
 
 
 def test_there_is_no_release_before_the_first(releases):

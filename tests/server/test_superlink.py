@@ -1,13 +1,17 @@
-"""What is done to Flower's database between its SuperLinks; a SuperLink at work is in test_up.py."""
+"""What Flower is told of sites, and what is done to its database; a SuperLink at work is in test_up.py."""
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from server.authority import found
+from fedgan.errors import EngineFailed
+from fedgan.identity import new_key, request_signature
+from server.authority import Enrolment, found
 from server.home import Home
-from server.superlink import PAGE_BYTES, Superlink
+from server.registry import Registry
+from server.superlink import PAGE_BYTES, Keys, Superlink
 
 
 @pytest.fixture
@@ -46,3 +50,52 @@ def test_a_damaged_database_is_left_to_flower_to_complain_of(home, caplog):
     Superlink(home).prepare()
 
     assert "stays as large as it is" in caplog.text
+
+
+class Known:
+    """As much of a SuperLink as is asked about nodes: which it has, and which keys it cannot register."""
+
+    def __init__(self, *nodes, refuses=()):
+        self.nodes = list(nodes)
+        self.refuses = refuses
+
+    def ask(self, *words):
+        match words:
+            case ("supernode", "list", _):
+                return {"nodes": [{"node-id": str(node), "status": "offline"} for node in self.nodes]}
+            case ("supernode", "register", file, _):
+                if Path(file).stem in self.refuses:
+                    raise EngineFailed("flwr supernode was refused: no")
+                self.nodes.append(max(self.nodes, default=100) + 1)
+                return {"node-id": str(self.nodes[-1])}
+        raise AssertionError(words)
+
+
+@pytest.fixture
+def registry(home):
+    """Two approved sites, of which Flower has not been told."""
+    for site in ("A", "B"):
+        enrolment, request = Enrolment(home), request_signature(new_key(), site)
+        enrolment.receive(enrolment.invite(site).secret, request)
+        enrolment.approve(site, request.decode())
+    return Registry(home.sites)
+
+
+def nodes_in(registry):
+    return [entry.node for entry in registry.roll.sites.values()]
+
+
+def test_sites_that_flower_lost_with_its_database_are_registered_anew(home, registry):
+    Keys(home, Known(7), registry).tell()
+    assert nodes_in(registry) == [8, 9]
+
+    Keys(home, Known(9), registry).tell()
+
+    assert nodes_in(registry) == [10, 9]
+
+
+def test_a_site_that_flower_does_not_take_keeps_no_other_out(home, registry):
+    with pytest.raises(EngineFailed):
+        Keys(home, Known(refuses=("A",)), registry).tell()
+
+    assert nodes_in(registry) == [None, 101]

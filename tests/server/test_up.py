@@ -198,3 +198,21 @@ def test_a_superlink_that_dies_is_started_again_and_a_second_up_is_refused(feder
     assert wait_until(lambda: (tmp_path / "up.log").read_text().count("SuperLink is up") == 2)
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(timeout=TIMEOUT_S) == 0
+
+
+@pytest.mark.slow
+def test_without_the_superlinks_database_it_comes_up_and_registers_its_sites_anew(federation, tmp_path):
+    home, up = federation
+    first = up()
+    enrol(home, tmp_path / "site-A")
+    registry = Enrolment(home).registry
+    assert wait_until(lambda: registry.roll.entry("A").node)
+    before = registry.roll.entry("A").node
+    first.terminate()
+    assert first.wait(timeout=TIMEOUT_S) == 0
+    for file in home.folder("link").glob("state.db*"):
+        file.unlink()
+
+    up()
+
+    assert wait_until(lambda: registry.roll.entry("A").node not in (None, before))
