@@ -14,7 +14,8 @@ from client.link import FEWEST_DAYS, days_left, hello
 from client.policy import Phantoms, Policy, approved_bundles, opted_out, read_policy
 from client.scans import diseases_in, load_scans
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
-from fedgan.errors import FedganError
+from fedgan.cohort.manifest import LeftOut
+from fedgan.errors import CohortError, FedganError
 from fedgan.gan.build import choose_device
 from fedgan.settings import AgreedScans
 
@@ -71,8 +72,12 @@ def preflight(home: Home) -> Iterator[Finding]:
 def _scans(home: Home, policy: Policy) -> str:
     without = opted_out(policy)
     asked = AgreedScans(size=TRIED_SIZE, diseases=policy.diseases or diseases_in(policy.scans), intensity="range")
-    cohort = load_scans(home.site, policy.scans, asked, without)
-    absent = "" if not without else f"; {len(without)} patient(s) opted out"
+    left: list[LeftOut] = []
+    cohort = load_scans(home.site, policy.scans, asked, without, left_out=left.append)
+    if problems := [problem for told in left for problem in told.problems]:
+        raise CohortError(home.site, problems)
+    absent = "".join(f"; {told.unasked} of other diseases left out" for told in left)
+    absent += f"; {len(without)} patient(s) opted out" if without else ""
     kind = "phantoms: " if isinstance(policy.scans, Phantoms) else ""
     return f"{kind}{_counted(cohort)} of {len(set(cohort.patients))} patients{absent}"
 

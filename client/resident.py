@@ -132,7 +132,8 @@ class Resident:
 
     def _cohort(self, scans: _Scans) -> Cohort:
         if self._scans is None or self._scans[0] != scans:
-            self._scans = scans, load_scans(self.name, scans.where, scans.asked, scans.without)
+            cohort = load_scans(self.name, scans.where, scans.asked, scans.without, left_out=log.warning)
+            self._scans = scans, cohort
         return self._scans[1]
 
     def _federation(self) -> str:

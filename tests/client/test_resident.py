@@ -1,9 +1,12 @@
 """A resident site answers as a site of the simulation does, forgets nothing that matters, and obeys its policy."""
 
+import csv
 import json
+import logging
 
 import pytest
 import torch
+from PIL import Image
 
 from client.resident import Resident
 from fedgan.assembly import build_site, networks_for
@@ -119,6 +122,45 @@ def test_private_runs_of_any_name_are_charged_to_one_ledger_until_the_policys_ce
     assert isinstance(two, SiteUpdate)
     assert one.metrics["privacy/epsilon"] < two.metrics["privacy/epsilon"] <= 12
     assert answers[-1] == SiteFailure("A", 4, "BudgetExhausted")
+
+
+SCANS = {"kind": "manifest", "root": "", "manifest": "manifest.csv", "where": None, "site": None, "cache": "cache"}
+
+
+@pytest.fixture
+def listed_home(site_home):
+    """Return a function that makes a site's folder with twelve scans of a disease and of none, and further lines."""
+
+    def made(*more: tuple[str, ...], **changes: object):
+        home = site_home(scans=SCANS, **changes)
+        with (home / "manifest.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file", "patient", "label", "disease", "split"])
+            for number in range(12):
+                Image.effect_noise((32, 32), 20 + number).save(home / f"{number}.png")
+                ill = ("abnormal", "diffuse") if number % 2 else ("normal", "")
+                rows.writerow([f"{number}.png", f"P{number}", *ill, "val" if number > 9 else "train"])
+            rows.writerows(more)
+        return home
+
+    return made
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whether_a_site_answers(
+    listed_home, terms, caplog, split
+):
+    home = listed_home(("x.png", "X", "abnormal", "rare", split), ("y.png", "Y", "normal", "", split))
+    Image.effect_noise((32, 32), 50).save(home / "x.png")
+    Image.new("L", (32, 32)).save(home / "y.png")
+    asked = terms(*PRIVATE, "data.diseases=[diffuse]")
+
+    with caplog.at_level(logging.WARNING):
+        answer = answer_of(Resident("A", home), task_of(asked))
+
+    assert isinstance(answer, SiteUpdate)
+    assert "1 scan(s) of diseases that are not asked about" in caplog.text
+    assert "y.png" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{}", "seed: 0", "!!python/object/apply:os.system [ls]", "[1"])
