@@ -132,8 +132,9 @@ class RunFolder:
         self._forget({model.round, self.best_round() or model.round})
 
     def epsilon_spent(self) -> dict[str, float]:
-        """Return the epsilon that each private site last said to have spent."""
-        return {site: said["epsilon"] for kept in self.history for site, said in kept.privacy.items()}
+        """Return the epsilon that each site has said to have spent when it last trained; a site may have none."""
+        said = {site: kept.privacy.get(site, {}) for kept in self.history for site in kept.trained}
+        return {site: figures["epsilon"] for site, figures in said.items() if "epsilon" in figures}
 
     def _fallen(self, entry: Round) -> list[str]:
         """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from client.cli import main as fed_client
 from client.resident import Resident
 from fedgan.assembly import build_site, networks_for
 from fedgan.audit import broken_links
@@ -161,6 +162,50 @@ def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whe
     assert isinstance(answer, SiteUpdate)
     assert "1 scan(s) of diseases that are not asked about" in caplog.text
     assert "y.png" in caplog.text
+
+
+def test_training_without_a_promise_is_in_the_account_and_leaves_no_epsilon_to_report(listed_home, terms, capsys):
+    home, private = listed_home(), terms(*PRIVATE, "data.diseases=[diffuse]")
+    before = answer_of(Resident("A", home), task_of(private))
+
+    answer_of(Resident("A", home), task_of(terms("data.diseases=[diffuse]")))
+    after = answer_of(Resident("A", home), task_of(private, 1))
+
+    assert before.metrics["privacy/epsilon"] > 0
+    assert after.metrics == {}
+    assert fed_client(["--site", "A", "--home", str(home), "privacy"]) == 0
+    assert capsys.readouterr().out.startswith("site A: NO PROMISE HOLDS, 1 task(s) were trained without one")
+
+
+def test_who_trained_without_a_promise_can_keep_no_ceiling_later(listed_home, terms):
+    answer_of(Resident("A", listed_home()), task_of(terms("data.diseases=[diffuse]")))
+    home = listed_home(privacy={"epsilon": 50.0, "delta": 0.005})
+
+    answer = answer_of(Resident("A", home), task_of(terms(*PRIVATE, "data.diseases=[diffuse]")))
+
+    assert answer == SiteFailure("A", 0, "BudgetExhausted")
+
+
+def test_scores_and_phantoms_cost_no_patient_anything(listed_home, site_home, terms):
+    of_phantoms, listed = site_home("elsewhere"), listed_home()
+
+    answer_of(Resident("A", of_phantoms), task_of(terms()))
+    answer_of(Resident("A", listed), task_of(terms("data.diseases=[diffuse]"), local_steps=0))
+
+    assert not (of_phantoms / "privacy").exists()
+    assert not (listed / "privacy").exists()
+
+
+def test_what_a_site_keeps_of_a_run_without_privacy_is_not_used_in_a_private_one_of_that_name(site_home, terms):
+    home, kept = site_home(), "aggregation.moments=both"
+
+    answer_of(Resident("A", home), task_of(terms(kept)))
+    answer_of(Resident("A", home), task_of(terms(kept, *PRIVATE)))
+
+    assert sorted(file.parent.relative_to(home).as_posix() for file in home.rglob("0001.safetensors")) == [
+        "memory/none/tiny",
+        "memory/patient/tiny",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "seed: 0", "!!python/object/apply:os.system [ls]", "[1"])
