@@ -30,6 +30,9 @@ from fedgan.results.metrics import Round, SiteLevel
 BEST = ("pixel_ap", "image_auroc")
 """Figures by which rounds are scored, the first that sites have: of maps, or of scans where no site has masks."""
 
+ACCOUNTANTS_ERROR = 1e-3
+"""Share by which the epsilon of a history may seem to fall when more is added to it."""
+
 HISTORY = TypeAdapter(tuple[Round, ...])
 
 
@@ -133,16 +136,31 @@ class RunFolder:
 
     def epsilon_spent(self) -> dict[str, float]:
         """Return the epsilon that each site has said to have spent when it last trained; a site may have none."""
+        return self._last_said("epsilon")
+
+    def deltas(self) -> dict[str, float]:
+        """Return at which delta each site has told that epsilon."""
+        return self._last_said("delta")
+
+    def _last_said(self, figure: str) -> dict[str, float]:
         said = {site: kept.privacy.get(site, {}) for kept in self.history for site in kept.trained}
-        return {site: figures["epsilon"] for site, figures in said.items() if "epsilon" in figures}
+        return {site: figures[figure] for site, figures in said.items() if figure in figures}
 
     def _fallen(self, entry: Round) -> list[str]:
-        """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
-        spent = {
-            site: max(kept.privacy[site]["epsilon"] for kept in self.history if site in kept.privacy)
-            for site in entry.privacy
-        }
-        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < spent[site])
+        """Return the sites that say to have spent less than in a round before, as after a ledger was put back.
+
+        Epsilons are compared at one delta, and but for a thousandth, by which an accountant may err.
+        """
+
+        def at(delta: float | None, site: str) -> float:
+            before = [kept.privacy[site] for kept in self.history if site in kept.privacy]
+            return max((said["epsilon"] for said in before if said.get("delta") == delta), default=0.0)
+
+        return sorted(
+            site
+            for site, said in entry.privacy.items()
+            if said["epsilon"] < (1 - ACCOUNTANTS_ERROR) * at(said.get("delta"), site)
+        )
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""

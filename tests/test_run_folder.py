@@ -311,9 +311,13 @@ def test_a_site_that_no_longer_says_what_it_has_spent_is_not_quoted(folder):
     assert folder.epsilon_spent() == {}
 
 
-def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted(folder):
-    for number, epsilon in enumerate((1.0, 2.0, 1.5), start=1):
-        update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), {"privacy/epsilon": epsilon})
+def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted_but_not_an_accountants_error_or_another_delta(
+    folder,
+):
+    said = [(1.0, 1e-5), (2.0, 1e-5), (1.5, 1e-5), (1.999, 1e-5), (1.2, 1e-3)]
+    for number, (epsilon, delta) in enumerate(said, start=1):
+        metrics = {"privacy/epsilon": epsilon, "privacy/delta": delta}
+        update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), metrics)
         folder.keep(GlobalModel(number, {"w": torch.zeros(1)}), [update], Contribution({}, {}))
 
     lines = [json.loads(line) for line in (folder.path / "audit.jsonl").read_text().splitlines()]

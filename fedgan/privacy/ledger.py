@@ -195,8 +195,8 @@ class Ledger:
     def _refusal(self, spent: float, after: float) -> str:
         if math.isinf(spent):
             return (
-                f"{self.whose}: its patients were trained on without a promise, after which no epsilon can be kept; its "
-                "data protection officer alone may begin a ledger anew, for patients who were not"
+                f"{self.whose}: its patients were trained on without a promise, after which no epsilon can be kept; "
+                "its data protection officer alone may begin a ledger anew, for patients who were not"
             )
         return (
             f"{self.whose}: of epsilon {self.ceiling:g} at delta {self.delta:g}, {spent:.3g} is spent and "

@@ -36,7 +36,7 @@ class Promise:
         """
         self.ledger.settle(charge, sent=digest_of(delta))
         spent = self.ledger.spent()
-        return {"epsilon": spent} if math.isfinite(spent) else {}
+        return {"epsilon": spent, "delta": self.ledger.delta} if math.isfinite(spent) else {}
 
 
 def note_unpromised(ledger: Ledger, task: RoundTask, *, federation: str) -> None:
