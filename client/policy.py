@@ -51,7 +51,7 @@ models:                 # what may be trained here, and how large at most
 privacy:
   epsilon: null         # largest epsilon a patient may be exposed to, over all runs; null demands none, and what is
                         # then trained without a promise leaves no epsilon to be kept later
-  delta: 1.0e-5         # at which the site's ledger counts epsilon; at most a tenth of one over its patients
+  delta: 1.0e-5         # at which the site's ledger counts epsilon; at most a tenth of one over its training patients
 
 bundles: null           # SHA-256 of the code that the coordinator may ship; null: of that which is installed here alone
 proxy_ca: null          # certificates (PEM) that verify an HTTPS proxy, if not this machine's own

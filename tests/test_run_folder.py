@@ -311,7 +311,7 @@ def test_a_site_that_no_longer_says_what_it_has_spent_is_not_quoted(folder):
     assert folder.epsilon_spent() == {}
 
 
-def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted_but_not_an_accountants_error_or_another_delta(
+def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted_but_for_an_accountants_error(
     folder,
 ):
     said = [(1.0, 1e-5), (2.0, 1e-5), (1.5, 1e-5), (1.999, 1e-5), (1.2, 1e-3)]

@@ -113,6 +113,12 @@ def test_the_scans_of_patients_who_opted_out_are_never_loaded(site_home, terms):
     assert not {"A-0003", "A-0005"} & set(scans.patients)
 
 
+def test_a_site_counts_at_the_delta_at_which_a_run_promises_by_default(site_home, terms):
+    policy = read_policy(site_home() / "policy.yaml")
+
+    assert terms("privacy=patient").privacy.delta == policy.privacy.delta
+
+
 def test_without_the_list_of_those_who_opted_out_nothing_is_loaded(site_home):
     policy = read_policy(site_home(opt_out="opt-out.txt") / "policy.yaml")
 

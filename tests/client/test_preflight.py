@@ -123,6 +123,14 @@ def test_scans_of_diseases_that_the_policy_does_not_give_are_counted_as_left_out
     assert finding.said == "3 normal, 3 abnormal scans of 6 patients; 1 of other diseases left out"
 
 
+def test_a_delta_that_is_too_large_for_the_sites_patients_is_told_with_one_that_is_not(found):
+    finding = found(0, privacy={"epsilon": None, "delta": 0.05})["scans"]
+
+    assert not finding.fine
+    assert "privacy.delta is 0.05" in finding.said
+    assert "give 0.01 or less" in finding.said
+
+
 def test_lines_that_would_be_left_out_because_something_is_wrong_are_told(found, site_home):
     write_manifest(site_home() / "scans", ("gone.png", "X", "abnormal", "glioma"))
 
