@@ -7,5 +7,6 @@ from fedgan.privacy.ledger import Ledger
 
 
 def ledger_of(site: str, home: Path, policy: Policy) -> Ledger:
-    """Return the ledger in a site's ``home``, which counts at the delta and up to the epsilon that ``policy`` says."""
-    return Ledger.in_folder(home, site=site, ceiling=policy.privacy.epsilon, delta=policy.privacy.delta)
+    """Return the ledger that is where ``policy`` says, or in the site's ``home``; the policy says how it counts."""
+    told = policy.privacy
+    return Ledger.in_folder(told.ledger or home, site=site, ceiling=told.epsilon, delta=told.delta, anchor=told.anchor)

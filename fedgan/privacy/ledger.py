@@ -95,11 +95,13 @@ class Ledger:
         self.ceiling, self.delta = ceiling, delta
 
     @classmethod
-    def in_folder(cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float) -> Self:
-        """Open the ledger in its keeper's ``folder``, with its anchor; without a ``ceiling`` it only counts."""
+    def in_folder(
+        cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float, anchor: Path | None = None
+    ) -> Self:
+        """Open the ledger in ``folder``, and its anchor there if it is not elsewhere; without a ``ceiling`` it counts."""
         return cls(
             folder / "privacy" / "ledger.sqlite",
-            anchor=folder / "ledger.anchor",
+            anchor=anchor or folder / "ledger.anchor",
             site=site,
             ceiling=math.inf if ceiling is None else ceiling,
             delta=delta,

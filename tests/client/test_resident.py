@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -162,6 +163,33 @@ def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whe
     assert isinstance(answer, SiteUpdate)
     assert "1 scan(s) of diseases that are not asked about" in caplog.text
     assert "y.png" in caplog.text
+
+
+def test_two_federations_from_two_folders_spend_one_budget_where_the_policy_names_one_ledger(
+    site_home, terms, tmp_path
+):
+    told = {"epsilon": 12.0, "delta": 0.005, "ledger": "../patients", "anchor": "../elsewhere/anchor"}
+    homes = [site_home(name, privacy=told) for name in ("A", "B")]
+
+    one, two = (answer_of(Resident("A", home), task_of(terms(*PRIVATE))) for home in homes)
+
+    assert one.metrics["privacy/epsilon"] < two.metrics["privacy/epsilon"]
+    assert (tmp_path / "patients" / "privacy" / "ledger.sqlite").is_file()
+    assert (tmp_path / "elsewhere" / "anchor").is_file()
+    assert not (tmp_path / "patients" / "ledger.anchor").exists()
+
+
+def test_a_home_that_was_put_back_is_refused_where_the_anchor_is_elsewhere(site_home, terms, tmp_path):
+    told = {"epsilon": 50.0, "delta": 0.005, "anchor": "../elsewhere/anchor"}
+    home, asked = site_home(privacy=told), terms(*PRIVATE)
+    answer_of(Resident("A", home), task_of(asked))
+    shutil.copytree(home, tmp_path / "backup")
+    answer_of(Resident("A", home), task_of(asked, 1))
+
+    shutil.rmtree(home)
+    shutil.copytree(tmp_path / "backup", home)
+
+    assert answer_of(Resident("A", home), task_of(asked, 2)) == SiteFailure("A", 2, "LedgerError")
 
 
 def test_training_without_a_promise_is_in_the_account_and_leaves_no_epsilon_to_report(listed_home, terms, capsys):
