@@ -89,8 +89,8 @@ def _check_delta(policy: Policy, cohort: Cohort) -> None:
     patients = len(set(cohort.split("train").patients))
     if patients and policy.privacy.delta > (most := largest_delta(patients)):
         raise _Problem(
-            f"the policy's privacy.delta is {policy.privacy.delta:g}, which is no promise to each of {patients} training "
-            f"patients; give {10 ** math.floor(math.log10(most)):g} or less"
+            f"the policy's privacy.delta is {policy.privacy.delta:g}, which is no promise to each of {patients} "
+            f"training patients; give {10 ** math.floor(math.log10(most)):g} or less"
         )
 
 

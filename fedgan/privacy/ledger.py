@@ -98,7 +98,7 @@ class Ledger:
     def in_folder(
         cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float, anchor: Path | None = None
     ) -> Self:
-        """Open the ledger in ``folder``, and its anchor there if it is not elsewhere; without a ``ceiling`` it counts."""
+        """Open the ledger in ``folder``, its anchor there if not elsewhere; without a ``ceiling`` it only counts."""
         return cls(
             folder / "privacy" / "ledger.sqlite",
             anchor=anchor or folder / "ledger.anchor",

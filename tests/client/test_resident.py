@@ -165,7 +165,7 @@ def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whe
     assert "y.png" in caplog.text
 
 
-def test_two_federations_from_two_folders_spend_one_budget_where_the_policy_names_one_ledger(
+def test_two_homes_spend_one_budget_where_their_policies_name_one_ledger(
     site_home, terms, tmp_path
 ):
     told = {"epsilon": 12.0, "delta": 0.005, "ledger": "../patients", "anchor": "../elsewhere/anchor"}
