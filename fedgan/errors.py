@@ -38,6 +38,7 @@ FedganError
     ├── NoImages         no scan stands behind it
     ├── NotFinite        it holds values that are not finite numbers
     ├── TooLarge         it moves a network much farther than the others do
+    ├── EpsilonFell      its site says to have spent less privacy than before
     ├── Apart            for rounds, it has led where no others go
     └── UnagreedMetric   a metric is no bounded figure of an agreed name
 
@@ -208,6 +209,10 @@ class TooLarge(UpdateRejected):
 
 class Apart(UpdateRejected):
     """Over the rounds, a site's updates lead where no two others' do."""
+
+
+class EpsilonFell(UpdateRejected):
+    """A site says to have spent less of its patients' privacy than it has said before: its ledger was put back."""
 
 
 class UnagreedMetric(UpdateRejected):

@@ -30,9 +30,6 @@ from fedgan.results.metrics import Round, SiteLevel
 BEST = ("pixel_ap", "image_auroc")
 """Figures by which rounds are scored, the first that sites have: of maps, or of scans where no site has masks."""
 
-ACCOUNTANTS_ERROR = 1e-3
-"""Share by which the epsilon of a history may seem to fall when more is added to it."""
-
 HISTORY = TypeAdapter(tuple[Round, ...])
 
 
@@ -130,8 +127,6 @@ class RunFolder:
         save_round(self._file(model.round), model)
         save_model(self.path / "model", model, self.card)
         self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
-        if fallen := self._fallen(entry):
-            self.audit.record("epsilon fell", round=model.round, sites=fallen)
         self._forget({model.round, self.best_round() or model.round})
 
     def epsilon_spent(self) -> dict[str, float]:
@@ -145,22 +140,6 @@ class RunFolder:
     def _last_said(self, figure: str) -> dict[str, float]:
         said = {site: kept.privacy.get(site, {}) for kept in self.history for site in kept.trained}
         return {site: figures[figure] for site, figures in said.items() if figure in figures}
-
-    def _fallen(self, entry: Round) -> list[str]:
-        """Return the sites that say to have spent less than in a round before, as after a ledger was put back.
-
-        Epsilons are compared at one delta, and but for a thousandth, by which an accountant may err.
-        """
-
-        def at(delta: float | None, site: str) -> float:
-            before = [kept.privacy[site] for kept in self.history if site in kept.privacy]
-            return max((said["epsilon"] for said in before if said.get("delta") == delta), default=0.0)
-
-        return sorted(
-            site
-            for site, said in entry.privacy.items()
-            if said["epsilon"] < (1 - ACCOUNTANTS_ERROR) * at(said.get("delta"), site)
-        )
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""

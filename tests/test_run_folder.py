@@ -309,16 +309,3 @@ def test_a_site_that_no_longer_says_what_it_has_spent_is_not_quoted(folder):
         folder.keep(GlobalModel(number, {"w": torch.zeros(1)}), [update], Contribution({}, {}))
 
     assert folder.epsilon_spent() == {}
-
-
-def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted_but_for_an_accountants_error(
-    folder,
-):
-    said = [(1.0, 1e-5), (2.0, 1e-5), (1.5, 1e-5), (1.999, 1e-5), (1.2, 1e-3)]
-    for number, (epsilon, delta) in enumerate(said, start=1):
-        metrics = {"privacy/epsilon": epsilon, "privacy/delta": delta}
-        update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), metrics)
-        folder.keep(GlobalModel(number, {"w": torch.zeros(1)}), [update], Contribution({}, {}))
-
-    lines = [json.loads(line) for line in (folder.path / "audit.jsonl").read_text().splitlines()]
-    assert [(line["round"], line["sites"]) for line in lines if line["event"] == "epsilon fell"] == [(3, ["A"])]

@@ -112,7 +112,7 @@ def load_cohorts(
     if left_out is None:
         _refuse(listed, lines)  # the pictures may be sound, and kept, while the lines are not
         return _cohorts(rows, kept, settings.diseases)
-    usable = kept["shape"].all(axis=1)
+    usable = kept["shape"][:, 0] > 0
     pictures = pictures or [(row.line, NOT_PREPARED) for row, fine in zip(rows, usable, strict=True) if not fine]
     if not usable.any():
         _refuse(listed, [*lines, *pictures])

@@ -165,9 +165,7 @@ def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whe
     assert "y.png" in caplog.text
 
 
-def test_two_homes_spend_one_budget_where_their_policies_name_one_ledger(
-    site_home, terms, tmp_path
-):
+def test_two_homes_spend_one_budget_where_their_policies_name_one_ledger(site_home, terms, tmp_path):
     told = {"epsilon": 12.0, "delta": 0.005, "ledger": "../patients", "anchor": "../elsewhere/anchor"}
     homes = [site_home(name, privacy=told) for name in ("A", "B")]
 
