@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from fedgan.cohort import images
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
-from fedgan.cohort.images import file_and_slice, prepare, prepare_boxes, prepare_mask, read_scan
+from fedgan.cohort.images import Unreadable, file_and_slice, prepare, prepare_boxes, prepare_mask, read_scan
 from fedgan.cohort.prepared import Records, kept_records
 from fedgan.cohort.rows import Listed, Problem, Row, read_rows
 from fedgan.errors import CohortError, SettingsError
@@ -182,7 +182,11 @@ def _prepare_rows(
 def _prepare_row(
     row: Row, record: np.void, *, root: Path, size: int, intensity: Literal["range", "tissue_median"]
 ) -> tuple[str, list[str]]:
-    """Fill ``record``; return the digest of the stored pixels ("" where there are none) and what is wrong with them."""
+    """Fill ``record``; return the digest of the stored pixels ("" where there are none) and what is wrong with them.
+
+    Raises:
+        CohortError: a file cannot be read now, of which nothing must be kept.
+    """
     digest, faults = "", []
     try:
         pixels = read_scan(root / row.file).pixels
@@ -191,11 +195,15 @@ def _prepare_row(
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         if any(x < 0 or y < 0 or x + w > pixels.shape[1] or y + h > pixels.shape[0] for x, y, w, h in row.boxes):
             faults.append(f"a box reaches beyond {row.file}, which is {_in_words(pixels.shape)}")
+    except Unreadable as fault:
+        raise CohortError(row.site, [f"line {row.line}: {row.file}: {fault}"]) from fault
     except ValueError as fault:
         faults.append(f"{row.file}: {fault}")
     try:
         if row.mask is not None:
             record["mask"] = prepare_mask(_read_mask(row, root, tuple(record["shape"])), size=size)
+    except Unreadable as fault:
+        raise CohortError(row.site, [f"line {row.line}: {row.mask}: {fault}"]) from fault
     except ValueError as fault:
         faults.append(f"{row.mask}: {fault}")
     return digest, faults

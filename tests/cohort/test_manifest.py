@@ -240,6 +240,16 @@ def test_scans_of_a_disease_that_is_not_asked_about_are_left_out_and_never_taken
     assert str(told[0]).startswith("left out: 1 scan(s) of diseases that are not asked about")
 
 
+def test_a_file_that_cannot_be_read_for_the_moment_is_neither_left_out_nor_kept_as_unusable(site):
+    (site / "v.nii").symlink_to("/proc/self/mem")  # a regular file whose beginning gives an input/output error
+    asked = settings(site, *LINES, "v.nii#0,Eve,normal,,A,train,,,3")
+
+    with pytest.raises(CohortError, match=r"line 6: v\.nii#0: the file cannot be decoded"):
+        load_cohorts(asked, left_out=lambda _: None)
+
+    assert list((site / "kept").iterdir()) == []
+
+
 def test_nothing_is_told_where_nothing_is_left_out(site):
     told: list[LeftOut] = []
 
