@@ -111,9 +111,7 @@ def write_report(
         tables=_tables(metrics),
         losses=_charts(metrics, "losses"),
         privacy=_charts(metrics, "privacy", without="delta"),
-        deltas={
-            site: said["delta"] for kept in metrics.rounds for site, said in kept.privacy.items() if "delta" in said
-        },
+        deltas={site: said.get("delta", math.nan) for kept in metrics.rounds for site, said in kept.privacy.items()},
         validation=_charts(metrics, "validation"),
         forest=_forest(metrics.comparisons),
         pictures=_pictures(examples, federated.threshold if federated else None),
