@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     privacy = commands.add_parser(
         "privacy", help="say what of the patients' privacy is spent, on what, and what is left"
     )
+    privacy.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="the coordinator's settings: what one more round would take"
+    )
     privacy.set_defaults(run=_tell_privacy)
     model = commands.add_parser("model", help="say which model is installed, who made it, and whether it is signed")
     model.set_defaults(run=_show_model)
@@ -163,12 +166,13 @@ def _show_model(arguments: argparse.Namespace) -> int:
 
 
 def _tell_privacy(arguments: argparse.Namespace) -> int:
-    """Say what the ledger says."""
-    from client.privacy import ledger_of
+    """Say what the ledger says, and what one more round would make of it: as the last, or of the given settings."""
+    from client.privacy import ledger_of, round_of
     from fedgan.privacy.telling import tell_account
 
     home = home_of(arguments.site, arguments.home)
-    for line in tell_account(ledger_of(home.site, home.folder, read_policy(home.policy))):
+    one_round = round_of(arguments.overrides) if arguments.overrides else None
+    for line in tell_account(ledger_of(home.site, home.folder, read_policy(home.policy)), one_round):
         print(line)
     return 0
 

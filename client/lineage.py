@@ -26,7 +26,7 @@ def lines_of(release: Release) -> Iterator[str]:
     yield "  made by" if card.sites else "  made by     sites that are not named"
     width = max(map(len, card.sites), default=0)
     for site, part in card.sites.items():
-        yield f"    {site:<{width}}  {_part(part, card.epsilon.get(site))}"
+        yield f"    {site:<{width}}  {_part(part)}; {_privacy(card, site)}"
 
 
 def line_of(models: Models, folder: Path) -> str:
@@ -55,11 +55,17 @@ def _drawn(card: Card) -> str:
     return f"{told['model']['kind']}, {', '.join(told['diseases'])}, {told['size']} x {told['size']} pixels"
 
 
-def _part(part: SiteContribution, epsilon: float | None) -> str:
+def _part(part: SiteContribution) -> str:
     shares = ", ".join(f"{network} {share:.0%}" for network, share in part.shares.items())
-    privacy = "no privacy promised" if epsilon is None else f"epsilon {epsilon:.2f}"
     missed = f", missing in {sum(part.failed.values())}" if part.failed else ""
-    return f"in {part.trained} round(s){missed}; {shares or 'no share'}; {privacy}"
+    return f"in {part.trained} round(s){missed}; {shares or 'no share'}"
+
+
+def _privacy(card: Card, site: str) -> str:
+    epsilon, delta = card.epsilon.get(site), card.delta.get(site)
+    if epsilon is None:
+        return "no privacy promised"
+    return f"epsilon {epsilon:.2f} at {'a delta that is not told' if delta is None else f'delta {delta:g}'}"
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ task on, and a file that cannot be read allows nothing.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,8 +50,13 @@ models:                 # what may be trained here, and how large at most
   critic_steps: 10
 
 privacy:
-  epsilon: null         # largest epsilon a patient may be exposed to, over all runs; null demands no privacy
-  delta: 1.0e-5         # at which the site's ledger counts epsilon; at most a tenth of one over its patients
+  epsilon: null         # largest epsilon a patient may be exposed to, over all runs; null demands none, and what is
+                        # then trained without a promise leaves no epsilon to be kept later
+  delta: 1.0e-5         # at which the site's ledger counts epsilon; at most a tenth of one over its training patients
+  ledger: null          # folder of the ledger; null: this one. Who trains the same patients in two federations, from
+                        # two folders as this one, has both name one ledger: or each counts what it spends alone
+  anchor: null          # file by which a ledger that was put back is found out; null: in the ledger's folder. If all
+                        # of that is put back, as with a whole machine, it takes a file elsewhere, as on another disk
 
 bundles: null           # SHA-256 of the code that the coordinator may ship; null: of that which is installed here alone
 proxy_ca: null          # certificates (PEM) that verify an HTTPS proxy, if not this machine's own
@@ -103,6 +109,10 @@ class Privacy(Frozen):
     """Largest epsilon, over all runs; null demands no differential privacy."""
     delta: Fraction
     """At which the site's ledger counts epsilon, whatever the coordinator's."""
+    ledger: Path | None = None
+    """Folder of the ledger, which several homes may share; null: the site's own."""
+    anchor: Path | None = None
+    """File that names the ledger's newest line; null: in the ledger's folder."""
 
 
 class Policy(Frozen):
@@ -136,10 +146,14 @@ def read_policy(path: Path) -> Policy:
     if isinstance(policy.scans, Manifest):
         scans = policy.scans
         found["scans"] = scans.model_copy(update={"root": home / scans.root, "cache": home / scans.cache})
-    for name in ("opt_out", "proxy_ca"):
-        if (file := getattr(policy, name)) is not None:
-            found[name] = home / file
+    found |= _placed(policy, ("opt_out", "proxy_ca"), home)
+    found["privacy"] = policy.privacy.model_copy(update=_placed(policy.privacy, ("ledger", "anchor"), home))
     return policy.model_copy(update=found)
+
+
+def _placed(told: Frozen, names: Sequence[str], home: Path) -> dict[str, object]:
+    """Return the paths of these names that are given, as seen from ``home``."""
+    return {name: home / file for name in names if (file := getattr(told, name)) is not None}
 
 
 def write_default(path: Path, site: str) -> bool:

@@ -3,6 +3,7 @@
 The first form: policy, software, scans, device, disk, certificate, coordinator and clock.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from client.link import FEWEST_DAYS, days_left, hello
 from client.policy import Phantoms, Policy, approved_bundles, opted_out, read_policy
 from client.scans import diseases_in, load_scans
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
-from fedgan.errors import FedganError
+from fedgan.cohort.manifest import LeftOut
+from fedgan.errors import CohortError, FedganError
 from fedgan.flower import check_flower
 from fedgan.gan.build import choose_device
+from fedgan.privacy.plan import largest_delta
 from fedgan.settings import AgreedScans
 
 FEWEST_FREE_BYTES = 5 * 10**9
@@ -74,10 +77,24 @@ def _software(_home: Home, _policy: Policy) -> str:
 def _scans(home: Home, policy: Policy) -> str:
     without = opted_out(policy)
     asked = AgreedScans(size=TRIED_SIZE, diseases=policy.diseases or diseases_in(policy.scans), intensity="range")
-    cohort = load_scans(home.site, policy.scans, asked, without)
-    absent = "" if not without else f"; {len(without)} patient(s) opted out"
+    left: list[LeftOut] = []
+    cohort = load_scans(home.site, policy.scans, asked, without, left_out=left.append)
+    if problems := [problem for told in left for problem in told.problems]:
+        raise CohortError(home.site, problems)
+    _check_delta(policy, cohort)
+    absent = "".join(f"; {told.unasked} of other diseases left out" for told in left)
+    absent += f"; {len(without)} patient(s) opted out" if without else ""
     kind = "phantoms: " if isinstance(policy.scans, Phantoms) else ""
     return f"{kind}{_counted(cohort)} of {len(set(cohort.patients))} patients{absent}"
+
+
+def _check_delta(policy: Policy, cohort: Cohort) -> None:
+    patients = len(set(cohort.split("train").patients))
+    if patients and policy.privacy.delta > (most := largest_delta(patients)):
+        raise _Problem(
+            f"the policy's privacy.delta is {policy.privacy.delta:g}, which is no promise to each of {patients} "
+            f"training patients; give {10 ** math.floor(math.log10(most)):g} or less"
+        )
 
 
 def _counted(cohort: Cohort) -> str:

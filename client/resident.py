@@ -22,8 +22,9 @@ from fedgan.errors import FedganError, TaskAbandoned, TaskTooLong
 from fedgan.federated.memory import FolderMemory
 from fedgan.federated.site import Site
 from fedgan.gan.build import choose_device
+from fedgan.privacy.promise import note_unpromised
 from fedgan.records import RoundTask, SiteFailure
-from fedgan.settings import AgreedScans, Terms
+from fedgan.settings import AgreedScans, PatientPrivacy, Terms
 from fedgan.wire import pack_answer, terms_in, unpack_task
 
 MOST_MEMORIES = 3
@@ -89,7 +90,10 @@ class Resident:
             terms, task = self._judge(policy, records)
             asked = {"round": task.model.round + 1} if task.local_steps else {"scores": task.model.round}
             self.audit.record("task", task=number, run=terms.name, **asked)
-            answer = self._site_for(policy, terms, wanted).answer(task)
+            site = self._site_for(policy, terms, wanted)
+            if task.local_steps and _tells_of_patients(policy, terms):
+                note_unpromised(ledger_of(self.name, self.home, policy), task, federation=self._federation())
+            answer = site.answer(task)
         except FedganError as refusal:
             log.error("task %s is refused: %s", number, refusal)  # noqa: TRY400  the message says it all
             answer = SiteFailure(self.name, 0, type(refusal).__name__)
@@ -137,7 +141,8 @@ class Resident:
 
     def _cohort(self, scans: _Scans) -> Cohort:
         if self._scans is None or self._scans[0] != scans:
-            self._scans = scans, load_scans(self.name, scans.where, scans.asked, scans.without)
+            cohort = load_scans(self.name, scans.where, scans.asked, scans.without, left_out=log.warning)
+            self._scans = scans, cohort
         return self._scans[1]
 
     def _federation(self) -> str:
@@ -146,7 +151,7 @@ class Resident:
         return home.membership().federation if home.certificate.exists() else self.name
 
     def _memory(self, terms: Terms) -> Path:
-        return self.home / "memory" / terms.name
+        return self.home / "memory" / terms.privacy.kind / terms.name  # what has no noise must not get into what has
 
     def _forget_before(self, present: Path) -> None:
         """Forget the runs that were longest not trained: each takes as much as a model and its moments."""
@@ -157,6 +162,11 @@ class Resident:
 
     def _on_step(self, _step: int, _losses: Mapping[str, float]) -> None:
         self._must_end()
+
+
+def _tells_of_patients(policy: Policy, terms: Terms) -> bool:
+    """Return whether the terms train on patients, not on phantoms, and promise nothing to them."""
+    return isinstance(policy.scans, Manifest) and not isinstance(terms.privacy, PatientPrivacy)
 
 
 def _limit(seconds: int, wanted: Wanted) -> Callable[[], None]:

@@ -1,27 +1,36 @@
 """The site's scans as its policy has them, prepared as the coordinator asks; opted-out patients are not among them."""
 
 import csv
+from collections.abc import Callable
 from contextlib import suppress
 
 from client.policy import Manifest, Phantoms
 from fedgan.cohort.cohort import Cohort, pool
-from fedgan.cohort.manifest import load_cohorts
+from fedgan.cohort.manifest import LeftOut, load_cohorts
 from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.errors import CohortError
 from fedgan.settings import AgreedScans, ManifestData
 
 
-def load_scans(site: str, where: Phantoms | Manifest, asked: AgreedScans, without: frozenset[str]) -> Cohort:
+def load_scans(
+    site: str,
+    where: Phantoms | Manifest,
+    asked: AgreedScans,
+    without: frozenset[str],
+    left_out: Callable[[LeftOut], None],
+) -> Cohort:
     """Return the scans of ``site`` that are at ``where``, but for those of the patients ``without``.
 
+    Lines of the manifest that cannot be used for what is ``asked`` are left out, and ``left_out`` is told of them.
+
     Raises:
-        CohortError: the manifest or its scans cannot be used, or nobody is left.
+        CohortError: the manifest cannot be read, or nobody is left.
         SettingsError: ``where`` names rows that the manifest cannot have.
     """
-    cohort = _phantoms(site, where, asked) if isinstance(where, Phantoms) else _listed(where, asked)
+    cohort = _phantoms(site, where, asked) if isinstance(where, Phantoms) else _listed(where, asked, left_out)
     kept = cohort.take([row for row, patient in enumerate(cohort.patients) if patient not in without])
     if not len(kept):
-        raise CohortError(site, ["no patient is left who has not opted out"])
+        raise CohortError(site, ["no patient is left who is asked about and has not opted out"])
     return kept
 
 
@@ -54,7 +63,7 @@ def _phantoms(site: str, where: Phantoms, asked: AgreedScans) -> Cohort:
     )
 
 
-def _listed(where: Manifest, asked: AgreedScans) -> Cohort:
+def _listed(where: Manifest, asked: AgreedScans, left_out: Callable[[LeftOut], None]) -> Cohort:
     cohorts = load_cohorts(
         ManifestData(
             kind="manifest",
@@ -68,6 +77,7 @@ def _listed(where: Manifest, asked: AgreedScans) -> Cohort:
             diseases=asked.diseases,
             hide_labels=0,
             hidden_abnormal=None,
-        )
+        ),
+        left_out=left_out,
     )
     return pool(list(cohorts.values()))

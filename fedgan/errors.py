@@ -38,8 +38,9 @@ FedganError
     ├── NoImages         no scan stands behind it
     ├── NotFinite        it holds values that are not finite numbers
     ├── TooLarge         it moves a network much farther than the others do
+    ├── EpsilonFell      its site says to have spent less privacy than before
     ├── Apart            for rounds, it has led where no others go
-    ├── LeftOut          it is as it should be, and the rule of the run trusts others more
+    ├── Distant          it is as it should be, and the rule of the run trusts others more
     └── UnagreedMetric   a metric is no bounded figure of an agreed name
 
 Each message says who, what, and what to do. Messages that may leave a site carry no path, patient, or count.
@@ -211,8 +212,12 @@ class Apart(UpdateRejected):
     """Over the rounds, a site's updates lead where no two others' do."""
 
 
-class LeftOut(UpdateRejected):
+class Distant(UpdateRejected):
     """An update lies farther from the others than those that the run's rule trusts."""
+
+
+class EpsilonFell(UpdateRejected):
+    """A site says to have spent less of its patients' privacy than it has said before: its ledger was put back."""
 
 
 class UnagreedMetric(UpdateRejected):

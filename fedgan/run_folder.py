@@ -127,21 +127,19 @@ class RunFolder:
         save_round(self._file(model.round), model)
         save_model(self.path / "model", model, self.card)
         self.audit.record("round kept", round=model.round, trained=entry.trained, failed=failures)
-        if fallen := self._fallen(entry):
-            self.audit.record("epsilon fell", round=model.round, sites=fallen)
         self._forget({model.round, self.best_round() or model.round})
 
     def epsilon_spent(self) -> dict[str, float]:
-        """Return the epsilon that each private site last said to have spent."""
-        return {site: said["epsilon"] for kept in self.history for site, said in kept.privacy.items()}
+        """Return the epsilon that each site has said to have spent when it last trained; a site may have none."""
+        return self._last_said("epsilon")
 
-    def _fallen(self, entry: Round) -> list[str]:
-        """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
-        spent = {
-            site: max(kept.privacy[site]["epsilon"] for kept in self.history if site in kept.privacy)
-            for site in entry.privacy
-        }
-        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < spent[site])
+    def deltas(self) -> dict[str, float]:
+        """Return at which delta each site has told that epsilon."""
+        return self._last_said("delta")
+
+    def _last_said(self, figure: str) -> dict[str, float]:
+        said = {site: kept.privacy.get(site, {}) for kept in self.history for site in kept.trained}
+        return {site: figures[figure] for site, figures in said.items() if figure in figures}
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""

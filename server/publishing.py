@@ -20,7 +20,7 @@ def publish_kept(
         ModelError: the round is not kept.
         RunFolderError, ReleaseRefused: as of ``publish``.
     """
-    lineage = lineage_of(folder, number, rounds=rounds, epsilon=folder.epsilon_spent(), chosen=chosen)
+    lineage = lineage_of(folder, number, rounds=rounds, chosen=chosen)
     return publish(releases, folder.kept(number), lineage, key)
 
 

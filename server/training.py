@@ -21,10 +21,14 @@ from server.long_poll import SENT, note_sent
 from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
+from server.reported import NeverLess
 
 LOG, REFUSAL, WRITER = "log.txt", "refusal.txt", "writer.lock"
 """In a run's folder: what happens, for the person who follows it; why training ended before its time; and what the
 process that trains holds locked."""
+
+SPENT = "spent.json"
+"""In the federation's folder: what sites have said to have spent."""
 
 WRITER_S = 120.0
 """How long a process that trained this run and was told to stop may take to end."""
@@ -58,7 +62,7 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
             train_in_folder(
                 settings,
                 folder,
-                federation,
+                NeverLess(federation, home.path / SPENT),
                 terms=dump(terms_of(settings)),
                 watcher=_Releasing(home, settings, folder),
                 accounts=home.path,

@@ -112,7 +112,17 @@ def test_the_report_says_who_halted_and_what_each_site_has_spent(trained):
     report = (folder / "federation/runs/private/report.html").read_text(encoding="utf-8")
     assert f"BudgetExhausted {ROUNDS - 1}" in report
     assert "Privacy spent" in report
+    assert "own delta: A 0.002, B 0.002, C 0.002." in report
     assert all(f"{ledger_at(folder, site).spent():.4g}" in report for site in SITES)
+
+
+def test_the_coordinator_remembers_beyond_the_run_what_each_site_has_spent_at_its_delta(trained, asked):
+    folder, _, _ = trained
+
+    known = json.loads((folder / "federation/spent.json").read_text(encoding="utf-8"))
+
+    delta = str(asked[0].privacy.delta)
+    assert known == {site: {delta: ledger_at(folder, site).spent()} for site in SITES}
 
 
 def test_no_ledger_shows_more_than_its_ceiling_and_each_shows_what_its_site_trained(trained, asked):

@@ -303,10 +303,9 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(folder):
         folder.write("report.html", "<html>")
 
 
-def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted(folder):
-    for number, epsilon in enumerate((1.0, 2.0, 1.5), start=1):
-        update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), {"privacy/epsilon": epsilon})
+def test_a_site_that_no_longer_says_what_it_has_spent_is_not_quoted(folder):
+    for number, metrics in enumerate(({"privacy/epsilon": 1.0}, {}), start=1):
+        update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), metrics)
         folder.keep(GlobalModel(number, {"w": torch.zeros(1)}), [update], Contribution({}, {}))
 
-    lines = [json.loads(line) for line in (folder.path / "audit.jsonl").read_text().splitlines()]
-    assert [(line["round"], line["sites"]) for line in lines if line["event"] == "epsilon fell"] == [(3, ["A"])]
+    assert folder.epsilon_spent() == {}

@@ -1,5 +1,6 @@
 """One file to one prepared scan: decoding, brightness, geometry. Which files there are is the manifest's business."""
 
+import errno
 import struct
 import zlib
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ def read_scan(path: Path) -> Scan:
     Shapes: ``pixels`` (H, W) float32, all finite.
 
     Raises:
-        ValueError: the file is missing, damaged, of another format, in colour, or holds more than one picture.
+        Unreadable: the file is missing, or cannot be read now.
+        ValueError: it is damaged, of another format, in colour, or holds more than one picture.
     """
     file, slice_number = file_and_slice(path)
     name = file.name.lower()
@@ -74,12 +76,24 @@ def read_scan(path: Path) -> Scan:
     except _Refused as refused:
         raise ValueError(str(refused)) from None
     except FileNotFoundError:
-        raise ValueError("there is no such file") from None
+        raise Unreadable("there is no such file") from None
     except _DAMAGE as damage:
-        raise ValueError(f"the file cannot be decoded ({type(damage).__name__}); is it damaged?") from damage
+        kind = Unreadable if _passes(damage) else ValueError
+        raise kind(f"the file cannot be decoded ({type(damage).__name__}); is it damaged?") from damage
     if not np.isfinite(scan.pixels).all():
         raise ValueError("some pixels are not finite numbers")
     return scan
+
+
+class Unreadable(ValueError):
+    """A file that may be sound, and cannot be read as things are."""
+
+
+def _passes(damage: BaseException) -> bool:
+    """Return whether the machine refused, and not the decoder; a damaged file may ask for a place that is none."""
+    if isinstance(damage, OSError):
+        return damage.errno not in (None, errno.EINVAL)
+    return isinstance(damage, MemoryError)
 
 
 class _Refused(Exception):

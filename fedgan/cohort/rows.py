@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -55,8 +56,20 @@ class Row(BaseModel):
         return boxes
 
 
-def read_rows(path: Path, *, where: str | None, diseases: tuple[str, ...]) -> tuple[list[Row], list[Problem]]:
-    """Return the sound rows that ``where`` takes, and all that is wrong with the others or between them.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The lines of a manifest, told apart by whether they can be used."""
+
+    rows: Sequence[Row]
+    """Sound, and of diseases that are asked about."""
+    unasked: Sequence[Row]
+    """Sound, and of another disease too: no scan is taken for less than its line says."""
+    problems: Sequence[Problem]
+    """All that is wrong with the others or between lines; between two, it is the later one that is wrong."""
+
+
+def read_rows(path: Path, *, where: str | None, diseases: tuple[str, ...]) -> Listed:
+    """Return the lines that ``where`` takes.
 
     Raises:
         CohortError: the manifest is no table with the columns it needs.
@@ -81,7 +94,14 @@ def read_rows(path: Path, *, where: str | None, diseases: tuple[str, ...]) -> tu
         problems += [(line, fault) for fault in faults]
     if not rows and not problems:
         problems.append((1, "no scan is left" + (f" where {where}" if where else "")))
-    return rows, [*problems, *_clashes(rows)]
+    problems += _clashes(rows)
+    wrong, asked = {line for line, _ in problems}, set(diseases)
+    sound = [row for row in rows if row.line not in wrong]
+    return Listed(
+        rows=[row for row in sound if asked.issuperset(row.disease)],
+        unasked=[row for row in sound if not asked.issuperset(row.disease)],
+        problems=problems,
+    )
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -141,9 +161,6 @@ def _faults(row: Row, root: Path, diseases: tuple[str, ...]) -> Iterator[str]:
         yield f"an abnormal scan must name its disease: {', '.join(diseases)}"
     if row.label != "abnormal" and (row.disease or row.boxes):
         yield f"the scan is {row.label}, yet a disease or a box is given"
-    for name in row.disease:
-        if name not in diseases:
-            yield f"disease {name} is not among those of the settings: {', '.join(diseases)}"
 
 
 def _clashes(rows: Iterable[Row]) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedgan.errors import LeftOut, QuorumNotMet, UnagreedMetric
+from fedgan.errors import Distant, QuorumNotMet, UnagreedMetric
 from fedgan.federated.screening import check_metrics
 from fedgan.records import Answer, Contribution, GlobalModel, RoundTask, SiteFailure, SiteUpdate
 
@@ -97,7 +97,7 @@ def score_last(model: GlobalModel, federation: Federation, terms: str = "") -> S
 
 def _trained(answer: Answer) -> bool:
     """Return whether a site has sent what can be averaged, even if the run's rule then trusts others more."""
-    return isinstance(answer, SiteUpdate) or answer.reason == LeftOut.__name__
+    return isinstance(answer, SiteUpdate) or answer.reason == Distant.__name__
 
 
 def _explain(number: int, quorum: int, answers: Sequence[Answer]) -> str:

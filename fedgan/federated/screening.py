@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedgan.errors import (
     Apart,
+    Distant,
     ForeignUpdate,
-    LeftOut,
     NoImages,
     NotFinite,
     StaleUpdate,
@@ -28,7 +28,7 @@ from fedgan.records import Answer, GlobalModel, ScanCounts, SiteFailure, SiteUpd
 
 log = logging.getLogger(__name__)
 
-METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}|traffic/(to|from)_site|privacy/epsilon")
+METRIC = re.compile(r"(loss|validation)/[a-z0-9_]{1,40}|traffic/(to|from)_site|privacy/(epsilon|delta)")
 
 SIGNLESS = ("validation/", "privacy/")
 
@@ -193,7 +193,7 @@ def leave_out(answers: Sequence[Answer], far: Collection[str]) -> list[Answer]:
 
     def refuse(update: SiteUpdate) -> None:
         if update.site in far:
-            raise LeftOut(
+            raise Distant(
                 f"site {update.site} is left out, as aggregation.rule=krum leaves out whoever is farthest from the "
                 "others; if it is the same site for many rounds, the coordinator must look at it"
             )

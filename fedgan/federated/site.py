@@ -127,7 +127,7 @@ class Site:
         self.memory.keep(number + 1, remembered)
         metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
         if promise:
-            metrics = {"privacy/epsilon": promise.settle(charge, delta)}
+            metrics = {f"privacy/{name}": figure for name, figure in promise.settle(charge, delta).items()}
         return SiteUpdate(
             site=self.name,
             round=number,

@@ -29,6 +29,9 @@ class Releases:
     count: int
 
 
+NO_NOISE = Releases(noise=0.0, rate=1.0, count=1)
+"""Training that promises nothing; its epsilon is infinite."""
+
 History = Iterable[Releases]
 
 

@@ -1,5 +1,7 @@
 """A site's durable account of what its patients' privacy has been spent on: every run's charges, of all federations.
 
+Training without a promise has a line as well, and makes the epsilon of all infinite.
+
 A charge is written before the first gradient is computed, and stays whatever happens then: a crash may waste budget
 and never hides it. Lines are only ever added, each carrying the SHA-256 of the one before; the newest is also named by
 an anchor, a small file elsewhere, which tells a ledger that was put back to an older state, changed, or deleted. Both
@@ -93,11 +95,13 @@ class Ledger:
         self.ceiling, self.delta = ceiling, delta
 
     @classmethod
-    def in_folder(cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float) -> Self:
-        """Open the ledger in its keeper's ``folder``, with its anchor; without a ``ceiling`` it only counts."""
+    def in_folder(
+        cls, folder: Path, *, site: str | None, ceiling: float | None, delta: float, anchor: Path | None = None
+    ) -> Self:
+        """Open the ledger in ``folder``, its anchor there if not elsewhere; without a ``ceiling`` it only counts."""
         return cls(
             folder / "privacy" / "ledger.sqlite",
-            anchor=folder / "ledger.anchor",
+            anchor=anchor or folder / "ledger.anchor",
             site=site,
             ceiling=math.inf if ceiling is None else ceiling,
             delta=delta,
@@ -191,6 +195,11 @@ class Ledger:
         )
 
     def _refusal(self, spent: float, after: float) -> str:
+        if math.isinf(spent):
+            return (
+                f"{self.whose}: its patients were trained on without a promise, after which no epsilon can be kept; "
+                "its data protection officer alone may begin a ledger anew, for patients who were not"
+            )
         return (
             f"{self.whose}: of epsilon {self.ceiling:g} at delta {self.delta:g}, {spent:.3g} is spent and "
             f"{max(0.0, self.ceiling - spent):.3g} left; this round would make it {after:.3g}. The coordinator must go "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedgan.privacy.accounting import Releases
+from fedgan.privacy.accounting import Releases, epsilon_of
 from fedgan.privacy.build import Length, build_mechanism
 from fedgan.privacy.central import SiteNoise
 from fedgan.privacy.ledger import Ledger
@@ -17,14 +17,20 @@ def tell_account(ledger: Ledger, one_round: Releases | None = None) -> Sequence[
     Raises:
         LedgerError: the ledger cannot be trusted or read.
     """
-    spent = ledger.spent()
-    of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
-    lines = [f"{ledger.whose}: {of}, at delta {ledger.delta:g}"]
-    lines += [f"  {name}: {epsilon:.3g} by itself" for name, epsilon in ledger.by_federation().items()]
     charged = [line for line in ledger.lines() if line.settles is None]
-    if one_round is None and charged:
-        one_round = Releases(charged[-1].noise, charged[-1].rate, charged[-1].steps)
-    if one_round:
+    noisy = [Releases(line.noise, line.rate, line.steps) for line in charged if line.noise]
+    spent = epsilon_of(noisy, delta=ledger.delta)
+    of = f"epsilon {spent:.3g} of {ledger.ceiling:g} spent, {max(0.0, ledger.ceiling - spent):.3g} left"
+    if unpromised := len(charged) - len(noisy):
+        of = f"NO PROMISE HOLDS, {unpromised} task(s) were trained without one; the others spent epsilon {spent:.3g}"
+    lines = [f"{ledger.whose}: {of}, at delta {ledger.delta:g}"]
+    lines += [
+        f"  {name}: {'no promise' if math.isinf(epsilon) else f'{epsilon:.3g} by itself'}"
+        for name, epsilon in ledger.by_federation().items()
+    ]
+    if one_round is None and noisy:
+        one_round = noisy[-1]
+    if one_round and not unpromised:
         after = ledger.spent(one_round)
         granted = "" if after <= ledger.ceiling else ", over the ceiling: it would be refused"
         lines.append(f"  one more round of {one_round.count} noisy steps: {after:.3g} spent{granted}")

@@ -135,7 +135,10 @@ class Round(_Frozen):
     """Site to bytes ``to_site`` and ``from_site`` that Flower's link carried; empty where there is no link."""
 
     privacy: dict[str, dict[str, float]] = {}
-    """Site to the ``epsilon`` that it has spent by then, over all its runs; empty in a run that promises nothing."""
+    """Site to the ``epsilon`` that it has spent by then, over all its runs, and its own ``delta``, at which it is told.
+
+    A site is missing that has trained on its patients without a promise; all are in a run that promises nothing.
+    """
     site_level: SiteLevel | None = None
     """What the federation has spent by then; null in a run that promises nothing to sites."""
 

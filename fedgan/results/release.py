@@ -50,7 +50,12 @@ class Lineage(_Frozen):
     sites: dict[SiteName, SiteContribution]
     """Each site's part in it: the rounds up to this one."""
     epsilon: dict[SiteName, float | None]
-    """Privacy that the run has cost each site's patients so far; null where it trained without such a promise."""
+    """Of each site's patients, as its ledger had it: over all its runs, of whatever federation; null without a promise.
+
+    It is told at the site's own delta, and says nothing without.
+    """
+    delta: dict[SiteName, float] = {}
+    """Of each site with an epsilon; absent from cards of before it was told."""
     site_level: SiteLevel | None = None
     """What is promised to each site as a whole; then the card does not tell who took part, nor how any site scored."""
     metrics: dict[str, float]

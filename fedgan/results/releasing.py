@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,6 @@ def lineage_of(
     number: int,
     *,
     rounds: int,
-    epsilon: Mapping[str, float | None],
     chosen: bool,
     **drawing: object,
 ) -> Lineage:
@@ -36,7 +34,6 @@ def lineage_of(
         folder: the run's.
         number: of the round.
         rounds: of the whole run.
-        epsilon: what the run has cost each site's patients so far.
         chosen: whether the round is the run's result.
         drawing: completes the card of the run's models, as ``threshold``.
 
@@ -57,7 +54,8 @@ def lineage_of(
         chosen=chosen,
         settings=settings,
         sites=contributions(told),
-        epsilon={**dict.fromkeys(contributions(told)), **epsilon},
+        epsilon={**dict.fromkeys(contributions(told)), **folder.epsilon_spent()},
+        delta=folder.deltas(),
         site_level=site_level,
         metrics={name: fmean(found[name] for found in scores if name in found) for found in scores for name in found},
         drawing={**folder.card, **drawing},

@@ -110,7 +110,8 @@ def write_report(
         results=_scopes(federated) if federated else [],
         tables=_tables(metrics),
         losses=_charts(metrics, "losses"),
-        privacy=_charts(metrics, "privacy"),
+        privacy=_charts(metrics, "privacy", without="delta"),
+        deltas={site: said.get("delta", math.nan) for kept in metrics.rounds for site, said in kept.privacy.items()},
         validation=_charts(metrics, "validation"),
         forest=_forest(metrics.comparisons),
         pictures=_pictures(examples, federated.threshold if federated else None),
@@ -212,13 +213,13 @@ def _note(arm: Arm) -> str:
     return ", ".join([*steps, threshold])
 
 
-def _charts(metrics: Metrics, kind: str) -> list[_Chart]:
-    """Return a chart for each name under ``losses`` or ``validation``, pixel AP first."""
+def _charts(metrics: Metrics, kind: str, *, without: str | None = None) -> list[_Chart]:
+    """Return a chart for each name under ``losses``, ``validation`` or ``privacy`` but one, pixel AP first."""
     series: dict[str, dict[str, dict[int, float]]] = {}
     for kept in metrics.rounds:
         for site, values in getattr(kept, kind).items():
             for name, value in values.items():
-                if math.isfinite(value):
+                if math.isfinite(value) and name != without:
                     series.setdefault(name, {}).setdefault(site, {})[kept.round] = value
     rounds = [kept.round for kept in metrics.rounds]
     chosen = metrics.chosen_round if metrics.chosen_round in rounds else None

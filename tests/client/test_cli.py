@@ -143,6 +143,26 @@ def test_without_a_site_the_command_line_is_wrong(capsys):
     assert "--site" in capsys.readouterr().err
 
 
+def test_privacy_says_what_a_first_round_of_given_settings_would_take(site_home, capsys):
+    home = site_home(privacy={"epsilon": 1e-3, "delta": 1e-5})
+    asked = ("rounds=10", "local_steps=5", "privacy.epsilon=3")
+
+    code = fed_client(["--site", "A", "--home", str(home), "privacy", *asked])
+
+    assert code == 0
+    _, told = capsys.readouterr().out.splitlines()
+    assert told.startswith("  one more round of 10 noisy steps: ")
+    assert told.endswith("over the ceiling: it would be refused")
+
+
+@pytest.mark.parametrize("asked", ["privacy=none", "rounds=0", "privacy.epsilon"])
+def test_privacy_refuses_settings_that_no_private_run_can_have(site_home, capsys, asked):
+    code = fed_client(["--site", "A", "--home", str(site_home()), "privacy", asked])
+
+    assert code == 1
+    assert asked.partition("=")[0] in capsys.readouterr().err
+
+
 def test_privacy_says_what_a_site_has_spent_and_has_left(site_home, capsys):
     home = site_home(privacy={"epsilon": 8.0, "delta": 1e-5})
 

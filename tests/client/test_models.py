@@ -108,6 +108,7 @@ def coordinator(tmp_path, tiny):
                 settings="0" * 64,
                 sites={"A": PART, "B": PART},
                 epsilon={"A": 1.5, "B": None},
+                delta={"A": 1e-5},
                 metrics={"pixel_ap": 0.5},
                 drawing=drawing,
             )
@@ -477,7 +478,7 @@ def test_the_site_is_told_who_made_its_model(site, coordinator, home, capsys):
     assert first.startswith("Release 2 of 20")
     assert first.endswith("UTC: round 2 of 9 of run first, installed for drawing maps")
     assert any("signature   good" in line for line in lines)
-    assert "    A  in 2 round(s), missing in 1; forward_generator 25%; epsilon 1.50" in lines
+    assert "    A  in 2 round(s), missing in 1; forward_generator 25%; epsilon 1.50 at delta 1e-05" in lines
     assert "    B  in 2 round(s), missing in 1; forward_generator 25%; no privacy promised" in lines
     assert lines[-1].startswith("Also kept: Release 1 of ")
 

@@ -107,10 +107,16 @@ def test_the_scans_of_patients_who_opted_out_are_never_loaded(site_home, terms):
     (home / "opt-out.txt").write_text("# since May\nA-0003\n\n A-0005 \nsomebody else\n")
     policy = read_policy(home / "policy.yaml")
 
-    scans = load_scans("A", policy.scans, terms().data, opted_out(policy))
+    scans = load_scans("A", policy.scans, terms().data, opted_out(policy), left_out=print)
 
     assert len(set(scans.patients)) == 14
     assert not {"A-0003", "A-0005"} & set(scans.patients)
+
+
+def test_a_site_counts_at_the_delta_at_which_a_run_promises_by_default(site_home, terms):
+    policy = read_policy(site_home() / "policy.yaml")
+
+    assert terms("privacy=patient").privacy.delta == policy.privacy.delta
 
 
 def test_without_the_list_of_those_who_opted_out_nothing_is_loaded(site_home):
@@ -125,4 +131,4 @@ def test_a_site_whose_patients_all_opted_out_says_so(site_home, terms):
     everybody = frozenset(f"A-{number:04d}" for number in range(16))
 
     with pytest.raises(CohortError, match="opted out"):
-        load_scans("A", policy.scans, terms().data, everybody)
+        load_scans("A", policy.scans, terms().data, everybody, left_out=print)

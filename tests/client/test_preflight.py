@@ -97,8 +97,11 @@ def test_a_manifest_that_is_missing_is_told(found):
     assert not finding.fine
 
 
-def test_the_scans_of_a_manifest_are_counted_whatever_its_diseases_are_called(found, site_home):
-    root = site_home() / "scans"
+SCANS = {"kind": "manifest", "root": "scans", "manifest": "manifest.csv", "where": None, "site": None, "cache": "cache"}
+
+
+def write_manifest(root, *more):
+    """Write a manifest of six scans, and lines besides."""
     root.mkdir()
     with (root / "manifest.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -106,12 +109,44 @@ def test_the_scans_of_a_manifest_are_counted_whatever_its_diseases_are_called(fo
         for number in range(6):
             Image.effect_noise((64, 64), 20 + number).save(root / f"{number}.png")
             rows.writerow([f"{number}.png", f"P{number}", *(("abnormal", "glioma") if number % 2 else ("normal", ""))])
-    scans = {"kind": "manifest", "root": "scans", "manifest": "manifest.csv", "where": None, "site": None}
+        rows.writerows(more)
 
-    finding = found(0, scans={**scans, "cache": "cache"})["scans"]
+
+def test_the_scans_of_a_manifest_are_counted_whatever_its_diseases_are_called(found, site_home):
+    write_manifest(site_home() / "scans")
+
+    finding = found(0, scans=SCANS)["scans"]
 
     assert finding.fine, finding.said
     assert finding.said == "3 normal, 3 abnormal scans of 6 patients"
+
+
+def test_scans_of_diseases_that_the_policy_does_not_give_are_counted_as_left_out(found, site_home):
+    root = site_home() / "scans"
+    write_manifest(root, ("x.png", "X", "abnormal", "rare"))
+    Image.effect_noise((64, 64), 50).save(root / "x.png")
+
+    finding = found(0, scans=SCANS, diseases=["glioma"])["scans"]
+
+    assert finding.fine, finding.said
+    assert finding.said == "3 normal, 3 abnormal scans of 6 patients; 1 of other diseases left out"
+
+
+def test_a_delta_that_is_too_large_for_the_sites_patients_is_told_with_one_that_is_not(found):
+    finding = found(0, privacy={"epsilon": None, "delta": 0.05})["scans"]
+
+    assert not finding.fine
+    assert "privacy.delta is 0.05" in finding.said
+    assert "give 0.01 or less" in finding.said
+
+
+def test_lines_that_would_be_left_out_because_something_is_wrong_are_told(found, site_home):
+    write_manifest(site_home() / "scans", ("gone.png", "X", "abnormal", "glioma"))
+
+    finding = found(0, scans=SCANS)["scans"]
+
+    assert not finding.fine
+    assert "line 8: there is no file gone.png" in finding.said
 
 
 def test_a_policy_that_cannot_be_read_is_told_alone(found):

@@ -1,10 +1,15 @@
 """A resident site answers as a site of the simulation does, forgets nothing that matters, and obeys its policy."""
 
+import csv
 import json
+import logging
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
+from client.cli import main as fed_client
 from client.resident import Resident
 from fedgan.assembly import build_site, networks_for
 from fedgan.audit import broken_links
@@ -129,6 +134,114 @@ def test_private_runs_of_any_name_are_charged_to_one_ledger_until_the_policys_ce
     assert isinstance(two, SiteUpdate)
     assert one.metrics["privacy/epsilon"] < two.metrics["privacy/epsilon"] <= 12
     assert answers[-1] == SiteFailure("A", 4, "BudgetExhausted")
+
+
+SCANS = {"kind": "manifest", "root": "", "manifest": "manifest.csv", "where": None, "site": None, "cache": "cache"}
+
+
+@pytest.fixture
+def listed_home(site_home):
+    """Return a function that makes a site's folder with twelve scans of a disease and of none, and further lines."""
+
+    def made(*more: tuple[str, ...], **changes: object):
+        home = site_home(scans=SCANS, **changes)
+        with (home / "manifest.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file", "patient", "label", "disease", "split"])
+            for number in range(12):
+                Image.effect_noise((32, 32), 20 + number).save(home / f"{number}.png")
+                ill = ("abnormal", "diffuse") if number % 2 else ("normal", "")
+                rows.writerow([f"{number}.png", f"P{number}", *ill, "val" if number > 9 else "train"])
+            rows.writerows(more)
+        return home
+
+    return made
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_whether_anybody_has_another_disease_or_a_blank_scan_does_not_decide_whether_a_site_answers(
+    listed_home, terms, caplog, split
+):
+    home = listed_home(("x.png", "X", "abnormal", "rare", split), ("y.png", "Y", "normal", "", split))
+    Image.effect_noise((32, 32), 50).save(home / "x.png")
+    Image.new("L", (32, 32)).save(home / "y.png")
+    asked = terms(*PRIVATE, "data.diseases=[diffuse]")
+
+    with caplog.at_level(logging.WARNING):
+        answer = answer_of(Resident("A", home), task_of(asked))
+
+    assert isinstance(answer, SiteUpdate)
+    assert "1 scan(s) of diseases that are not asked about" in caplog.text
+    assert "y.png" in caplog.text
+
+
+def test_two_homes_spend_one_budget_where_their_policies_name_one_ledger(site_home, terms, tmp_path):
+    told = {"epsilon": 12.0, "delta": 0.005, "ledger": "../patients", "anchor": "../elsewhere/anchor"}
+    homes = [site_home(name, privacy=told) for name in ("A", "B")]
+
+    one, two = (answer_of(Resident("A", home), task_of(terms(*PRIVATE))) for home in homes)
+
+    assert one.metrics["privacy/epsilon"] < two.metrics["privacy/epsilon"]
+    assert (tmp_path / "patients" / "privacy" / "ledger.sqlite").is_file()
+    assert (tmp_path / "elsewhere" / "anchor").is_file()
+    assert not (tmp_path / "patients" / "ledger.anchor").exists()
+
+
+def test_a_home_that_was_put_back_is_refused_where_the_anchor_is_elsewhere(site_home, terms, tmp_path):
+    told = {"epsilon": 50.0, "delta": 0.005, "anchor": "../elsewhere/anchor"}
+    home, asked = site_home(privacy=told), terms(*PRIVATE)
+    answer_of(Resident("A", home), task_of(asked))
+    shutil.copytree(home, tmp_path / "backup")
+    answer_of(Resident("A", home), task_of(asked, 1))
+
+    shutil.rmtree(home)
+    shutil.copytree(tmp_path / "backup", home)
+
+    assert answer_of(Resident("A", home), task_of(asked, 2)) == SiteFailure("A", 2, "LedgerError")
+
+
+def test_training_without_a_promise_is_in_the_account_and_leaves_no_epsilon_to_report(listed_home, terms, capsys):
+    home, private = listed_home(), terms(*PRIVATE, "data.diseases=[diffuse]")
+    before = answer_of(Resident("A", home), task_of(private))
+
+    answer_of(Resident("A", home), task_of(terms("data.diseases=[diffuse]")))
+    after = answer_of(Resident("A", home), task_of(private, 1))
+
+    assert before.metrics["privacy/epsilon"] > 0
+    assert after.metrics == {}
+    assert fed_client(["--site", "A", "--home", str(home), "privacy"]) == 0
+    assert capsys.readouterr().out.startswith("site A: NO PROMISE HOLDS, 1 task(s) were trained without one")
+
+
+def test_who_trained_without_a_promise_can_keep_no_ceiling_later(listed_home, terms):
+    answer_of(Resident("A", listed_home()), task_of(terms("data.diseases=[diffuse]")))
+    home = listed_home(privacy={"epsilon": 50.0, "delta": 0.005})
+
+    answer = answer_of(Resident("A", home), task_of(terms(*PRIVATE, "data.diseases=[diffuse]")))
+
+    assert answer == SiteFailure("A", 0, "BudgetExhausted")
+
+
+def test_scores_and_phantoms_cost_no_patient_anything(listed_home, site_home, terms):
+    of_phantoms, listed = site_home("elsewhere"), listed_home()
+
+    answer_of(Resident("A", of_phantoms), task_of(terms()))
+    answer_of(Resident("A", listed), task_of(terms("data.diseases=[diffuse]"), local_steps=0))
+
+    assert not (of_phantoms / "privacy").exists()
+    assert not (listed / "privacy").exists()
+
+
+def test_what_a_site_keeps_of_a_run_without_privacy_is_not_used_in_a_private_one_of_that_name(site_home, terms):
+    home, kept = site_home(), "aggregation.moments=both"
+
+    answer_of(Resident("A", home), task_of(terms(kept)))
+    answer_of(Resident("A", home), task_of(terms(kept, *PRIVATE)))
+
+    assert sorted(file.parent.relative_to(home).as_posix() for file in home.rglob("0001.safetensors")) == [
+        "memory/none/tiny",
+        "memory/patient/tiny",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "seed: 0", "!!python/object/apply:os.system [ls]", "[1"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
-from fedgan.cohort.manifest import load_cohorts, read_manifest
+from fedgan.cohort.manifest import LeftOut, load_cohorts, read_manifest
 from fedgan.errors import CohortError, SettingsError
 from fedgan.settings import ManifestData
 
@@ -205,6 +205,70 @@ def test_all_problems_of_lines_and_pictures_are_told_at_once_in_order(site):
 
     assert refused.value.site == "A"
     assert [problem.partition(":")[0] for problem in refused.value.problems] == ["line 2", "line 3", "line 3", "line 4"]
+
+
+UNUSABLE = (
+    "none.png,Eve,normal,,A,train,,,",
+    "blank.png,Fay,normal,,A,train,,,",
+    "e.png,Gus,normal,focal,A,train,,,",
+    "e.png,Ann,normal,,A,test,,,",
+)
+
+
+def test_lines_that_cannot_be_used_are_left_out_of_a_cohort_that_may_do_without(site):
+    told: list[LeftOut] = []
+    asked = settings(site, *LINES, *UNUSABLE)
+
+    for _ in range(2):  # the second time from what was kept
+        cohort = load_cohorts(asked, left_out=told.append)["A"]
+
+        assert cohort.patients == ("Ann", "Cem", "Dan")
+    assert same(cohort, load_cohorts(settings(site, *LINES))["A"])
+    assert [problem.partition(":")[0] for problem in told[0].problems] == ["line 6", "line 7", "line 8", "line 9"]
+    assert [problem.partition(":")[0] for problem in told[1].problems] == ["line 6", "line 7", "line 8", "line 9"]
+    assert "blank.png" in told[0].problems[1]
+    assert "when it was prepared" in told[1].problems[1]
+
+
+def test_scans_of_a_disease_that_is_not_asked_about_are_left_out_and_never_taken_for_normal(site):
+    told: list[LeftOut] = []
+
+    cohort = load_cohorts(settings(site, *LINES, diseases=("nodular",)), left_out=told.append)["A"]
+
+    assert cohort.patients == ("Cem", "Dan")
+    assert told == [LeftOut(unasked=1, problems=())]
+    assert str(told[0]).startswith("left out: 1 scan(s) of diseases that are not asked about")
+
+
+def test_a_file_that_cannot_be_read_for_the_moment_is_neither_left_out_nor_kept_as_unusable(site):
+    (site / "v.nii").symlink_to("/proc/self/mem")  # a regular file whose beginning gives an input/output error
+    asked = settings(site, *LINES, "v.nii#0,Eve,normal,,A,train,,,3")
+
+    with pytest.raises(CohortError, match=r"line 6: v\.nii#0: the file cannot be decoded"):
+        load_cohorts(asked, left_out=lambda _: None)
+
+    assert list((site / "kept").iterdir()) == []
+
+
+def test_nothing_is_told_where_nothing_is_left_out(site):
+    told: list[LeftOut] = []
+
+    load_cohorts(settings(site, *LINES), left_out=told.append)
+
+    assert told == []
+
+
+def test_what_is_kept_without_lines_is_not_taken_for_all_of_them(site):
+    asked = settings(site, *LINES, "blank.png,Fay,normal,,A,train,,,")
+    load_cohorts(asked, left_out=lambda _: None)
+
+    with pytest.raises(CohortError, match=r"blank\.png"):
+        load_cohorts(asked)
+
+
+def test_a_site_that_is_left_without_a_scan_is_refused_with_the_reason(site):
+    with pytest.raises(CohortError, match=r"blank\.png"):
+        load_cohorts(settings(site, "blank.png,Fay,normal,,A,train,,,"), left_out=lambda _: None)
 
 
 @pytest.mark.parametrize(

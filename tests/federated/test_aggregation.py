@@ -336,7 +336,7 @@ def test_multi_krum_leaves_out_the_site_that_lies_apart():
     )
 
     assert moved.weights["w"].item() == pytest.approx(1.0)
-    assert answers[4] == SiteFailure("E", 0, "LeftOut")
+    assert answers[4] == SiteFailure("E", 0, "Distant")
     assert "E" not in contribution.shares
     assert contribution.planned["E"] == {"generator": pytest.approx(0.2)}
 
@@ -399,7 +399,7 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
 
     trained = networks.driven_by(counts)
     assert answers[:2] == updates[:2]
-    assert answers[2] == (SiteFailure("C", 0, "LeftOut") if chosen == "krum" else updates[2])
+    assert answers[2] == (SiteFailure("C", 0, "Distant") if chosen == "krum" else updates[2])
     for name, entry in entries(networks).items():
         expected = 0.5 if chosen == "fedavg" or trained[entry.network] else 0.0
         assert torch.allclose(moved.weights[name], before.weights[name] + expected, atol=1e-6), name

@@ -112,7 +112,7 @@ def test_a_site_that_the_rule_leaves_out_has_trained_and_is_named_with_the_reaso
 
     answers, contribution = kept
     assert model.weights["w"].tolist() == [1.0]
-    assert answers[2] == SiteFailure("C", 0, "LeftOut")
+    assert answers[2] == SiteFailure("C", 0, "Distant")
     assert contribution.shares.keys() == {"A", "B"}
     assert contribution.planned["C"] == {"w": pytest.approx(1 / 3)}
 

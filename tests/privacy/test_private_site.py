@@ -34,7 +34,8 @@ def test_nothing_leaves_but_noisy_steps_and_the_epsilon_that_is_spent(site_of):
 
     update = site.answer(task(site))
 
-    assert update.metrics == {"privacy/epsilon": site.recipe.promise.ledger.spent()}
+    ledger = site.recipe.promise.ledger
+    assert update.metrics == {"privacy/epsilon": ledger.spent(), "privacy/delta": ledger.delta}
     assert update.counts == ScanCounts(1, 1, 1, (1, 1))
     assert all(torch.isfinite(delta).all() for delta in update.delta.values())
 

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from fedgan.privacy.accounting import Releases, epsilon_of
+from fedgan.privacy.accounting import NO_NOISE, Releases, epsilon_of
 from fedgan.privacy.build import Length
 from fedgan.privacy.ledger import Charge, Ledger
 from fedgan.privacy.telling import tell_account, tell_plan
@@ -30,6 +32,20 @@ def test_the_account_says_what_one_more_round_would_cost_and_whether_it_would_be
 
     assert little.endswith(" spent")
     assert much.endswith("over the ceiling: it would be refused")
+
+
+def test_an_account_with_training_that_promised_nothing_says_so_first_and_what_the_rest_cost(ledger):
+    without = Ledger(ledger.path, anchor=ledger.anchor.path, site="A", ceiling=math.inf, delta=1e-4)
+    without.reserve(Charge("brains", 1, "d" * 64, NO_NOISE))
+
+    first, *others = tell_account(ledger)
+
+    spent, one = (epsilon_of([ROUND] * rounds, delta=1e-4) for rounds in (2, 1))
+    assert first == (
+        f"site A: NO PROMISE HOLDS, 1 task(s) were trained without one; the others spent epsilon {spent:.3g}, "
+        "at delta 0.0001"
+    )
+    assert others == [f"  lungs: {one:.3g} by itself", "  brains: no promise"]
 
 
 @pytest.mark.parametrize(

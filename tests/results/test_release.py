@@ -177,19 +177,19 @@ def test_lineage_is_that_of_the_rounds_up_to_the_one_released(tiny, tmp_path):
     folder = open_folder(tiny(), tmp_path / "first")
     folder.write("config.yaml", "seed: 0\n")
     for number in (1, 2):
-        scored = {"validation/pixel_ap": number / 4}
+        scored = {"validation/pixel_ap": number / 4, "privacy/epsilon": 3.5, "privacy/delta": 1e-5}
         answers = [
             SiteUpdate("A", number - 1, "0" * 64, {}, ScanCounts(), scored),
             SiteFailure("B", number - 1, "NoAnswer"),
         ]
         folder.keep(GlobalModel(number, MODEL.weights), answers, Contribution({"A": {"generator": 1.0}}, {}))
 
-    lineage = lineage_of(folder, 1, rounds=2, epsilon={"A": 3.5}, chosen=True, threshold=0.25)
+    lineage = lineage_of(folder, 1, rounds=2, chosen=True, threshold=0.25)
 
     assert (lineage.run, lineage.rounds, lineage.chosen) == ("first", 2, True)
     assert lineage.settings == digest(tmp_path / "first" / "config.yaml")
     assert (lineage.sites["A"].trained, lineage.sites["A"].shares) == (1, {"generator": 1.0})
     assert lineage.sites["B"].failed == {"NoAnswer": 1}
-    assert lineage.epsilon == {"A": 3.5, "B": None}
+    assert (lineage.epsilon, lineage.delta) == ({"A": 3.5, "B": None}, {"A": 1e-5})
     assert lineage.metrics == {"pixel_ap": 0.5}  # scored when the round after it was trained
     assert (lineage.drawing["size"], lineage.drawing["threshold"]) == (32, 0.25)

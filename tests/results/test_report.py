@@ -305,6 +305,15 @@ def test_what_the_link_carried_stands_beside_the_shares(tmp_path):
     assert page.rows(-2)["A"] == ["3", "–", "3.00", "0.50", "1.000"]  # noqa: RUF001
 
 
+def test_beside_the_epsilon_of_sites_stands_the_delta_of_each(tmp_path):
+    said = {"A": {"epsilon": 1.5, "delta": 1e-5}, "B": {"epsilon": 0.5, "delta": 1e-3}}
+
+    page = report(tmp_path, METRICS.model_copy(update={"rounds": (one_round(1, privacy=said),)}))
+
+    assert "at the site's own delta: A 1e-05, B 0.001." in page.words
+    assert "delta spent" not in page.words
+
+
 def test_where_no_scan_left_the_sites_the_page_has_what_they_said_and_no_results(tmp_path):
     unseen = {"arms": (), "controls": (), "comparisons": (), "sites": {"A": {}, "B": {}}}
 

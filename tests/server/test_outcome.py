@@ -112,7 +112,7 @@ def test_what_is_released_then_tells_of_no_site(trained):
     settings, folder = trained
 
     metrics = conclude(settings, folder)
-    lineage = lineage_of(folder, 2, rounds=2, epsilon=folder.epsilon_spent(), chosen=True)
+    lineage = lineage_of(folder, 2, rounds=2, chosen=True)
 
     card = json.loads((folder.path / "model" / "model.json").read_text())
     assert "contributions" not in card
