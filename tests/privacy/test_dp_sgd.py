@@ -143,6 +143,23 @@ def test_a_local_step_is_the_number_of_releases_that_is_charged(tiny):
     assert mechanism.releases(2).count == critic + generator == 8
 
 
+def test_private_steps_are_computed_in_float32_whatever_the_players_arithmetic(tiny):
+    networks = networks_of(tiny("model=taggan"))
+    batch = patient(1, 1, 0, 3)
+    players = players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=True)
+    computed = []
+    for layer in networks.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda layer, seen, out: computed.append((out.dtype, torch.backends.cudnn.allow_tf32))
+            )
+
+    train_privately(networks, players, [lambda rng: batch], Mechanism(1.0, 1.0, 1.0, 1), steps=1)
+
+    assert set(computed) == {(torch.float32, False)}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_spectral_norm_vectors_do_not_tell_how_many_were_drawn(tiny):
     settings = tiny("model=taggan", "model.spectral_norm=true")
     batch = patient(1, 1, 0, 3)

@@ -126,6 +126,7 @@ def test_a_task_without_steps_is_answered_with_nothing(site_of):
     [
         ("select=best", "select=last"),
         ("compare=true", "compare=false"),
+        ("precision=bfloat16", "precision=float32 or auto"),
         ("aggregation.share=generator", "aggregation.share=both"),
         ("privacy.delta=0.01", "is no promise to each of 12 patients"),
         ("privacy.patients=13", "patients 13 is larger than cohort 12"),
