@@ -103,30 +103,30 @@ def release(
 def clipped(gradients: Tensor, clip: float) -> Tensor:
     """Return each row shortened to norm ``clip`` if it is longer, or nothing but zeros if it is not finite.
 
-    Shapes: ``gradients`` and result (..., numbers), a patient a row.
+    Shapes: ``gradients`` (..., numbers), a patient a row; result likewise, in float64.
 
     >>> clipped(torch.tensor([3.0, 4.0]), 1.0).norm() <= 1
     tensor(True)
     >>> clipped(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]), 2.0)
     tensor([[0., 0.],
-            [0., 1.]])
+            [0., 1.]], dtype=torch.float64)
     """
     norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True, dtype=torch.float64)
     share = (clip / norms * (1 - 1e-6)).clamp(max=1)  # rounding must not lengthen it again
-    return torch.where(norms.isfinite(), gradients * share.to(gradients.dtype), 0)
+    return torch.where(norms.isfinite(), gradients * share, 0)
 
 
 def noisy_sum(gradients: Iterable[Tensor], moved: Sequence[nn.Parameter], mechanism: Mechanism) -> Tensor:
-    """Return the sum of the clipped ``gradients`` and of the noise; added in float64, before any rounding.
+    """Return the sum of the clipped ``gradients`` and of the noise, added in float64 and then rounded to float32.
 
     Shapes: of ``gradients`` (numbers,) or (patients, numbers), of the result (numbers,): those of ``moved``.
     """
     size = sum(parameter.numel() for parameter in moved)
-    total = torch.zeros(size, device=moved[0].device)
+    total = torch.zeros(size, dtype=torch.float64, device=moved[0].device)
     for some in gradients:
         total += clipped(some, mechanism.clip).view(-1, size).sum(dim=0)
     noise = mechanism.noise * mechanism.clip * secret_normal(size).to(total.device)
-    return (total + noise).to(total.dtype)
+    return (total + noise).float()
 
 
 def refresh_spectral_norms(networks: nn.Module) -> None:

@@ -46,7 +46,26 @@ def test_no_gradient_is_longer_than_it_is_clipped_to_and_none_changes_its_direct
 
     assert torch.linalg.vector_norm(short, dtype=torch.float64) <= clip
     if torch.linalg.vector_norm(gradient, dtype=torch.float64) <= 0.999 * clip:
-        assert torch.equal(short, gradient)
+        assert torch.equal(short, gradient.double())
+
+
+@pytest.mark.parametrize("longest", [1e20, 1e38])
+def test_a_gradient_of_huge_finite_numbers_is_clipped_like_any_other(longest):
+    gradient = torch.linspace(-1, 1, 1000) * longest
+
+    short = clipped(gradient, 1e-5)
+
+    assert torch.linalg.vector_norm(short).item() == pytest.approx(1e-5, rel=1e-5)
+    assert torch.cosine_similarity(short, gradient.double(), dim=0).item() == pytest.approx(1)
+
+
+def test_gradients_are_added_before_they_are_rounded():
+    moved = [torch.nn.Parameter(torch.zeros(1))]
+    gradients = [torch.tensor([[1.0], *[[2.0**-25]] * 8])]  # each too small to change a 1 in float32
+
+    total = noisy_sum(gradients, moved, Mechanism(noise=0.0, clip=4.0, rate=1.0, patients=1))
+
+    assert total.item() == 1 + 2.0**-22
 
 
 def test_a_gradient_that_is_not_finite_counts_as_zero():
