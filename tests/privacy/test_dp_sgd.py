@@ -243,7 +243,7 @@ def test_private_steps_are_computed_in_float32_whatever_the_players_arithmetic(t
 
 def test_spectral_norm_vectors_do_not_tell_how_many_were_drawn(tiny):
     settings = tiny("model=taggan", "model.spectral_norm=true")
-    batch = patient(1, 1, 0, 3)
+    unlike = [patient(*scans, 3) for scans in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1))]  # none are taken together
     still = Mechanism(noise=0.0, clip=1e-30, rate=1.0, patients=1)  # nothing is learned: the weights stay alike
 
     def vectors_after(count):
@@ -251,7 +251,9 @@ def test_spectral_norm_vectors_do_not_tell_how_many_were_drawn(tiny):
         vectors = {name: found for name, found in networks.named_buffers() if name.endswith(("_u", "_v"))}
         for vector in vectors.values():  # far from where power iterations end, so that each shows
             vector.copy_(torch.nn.functional.normalize(torch.randn(vector.shape, generator=rng), dim=0))
-        train_privately(networks, players_of(networks), [lambda rng: batch] * count, still, steps=2)
+        train_privately(
+            networks, players_of(networks), [lambda rng, batch=batch: batch for batch in unlike[:count]], still, steps=2
+        )
         assert networks.training
         return vectors
 
