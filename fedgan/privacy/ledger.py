@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from fedgan.errors import BudgetExhausted, LedgerError
+from fedgan.errors import BudgetExhausted, HomeError, LedgerError
 from fedgan.privacy.accounting import Releases, epsilon_of
 from fedgan.privacy.anchor import BEGINNING, Anchor
 
@@ -211,7 +211,7 @@ class Ledger:
                 database.execute("BEGIN IMMEDIATE")
                 yield database
                 database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, HomeError) as error:
             raise LedgerError(
                 f"{self.whose}: its privacy ledger cannot be read or written ({error}); "
                 "this must be mended before training goes on"
