@@ -136,12 +136,15 @@ class RunFolder:
         return {site: said["epsilon"] for kept in self.history for site, said in kept.privacy.items()}
 
     def _fallen(self, entry: Round) -> list[str]:
-        """Return the sites that say to have spent less than in a round before, as after a ledger was put back."""
+        """Return the sites that say to have spent less than in a round before, as after a ledger was put back.
+
+        By less than a thousandth it may fall, as what is numerically composed does.
+        """
         spent = {
             site: max(kept.privacy[site]["epsilon"] for kept in self.history if site in kept.privacy)
             for site in entry.privacy
         }
-        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < spent[site])
+        return sorted(site for site, said in entry.privacy.items() if said["epsilon"] < 0.999 * spent[site])
 
     def note_validation(self, number: int, answers: Sequence[Answer]) -> None:
         """Add the scores that sites gave the model of round ``number``."""

@@ -304,7 +304,7 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(folder):
 
 
 def test_an_epsilon_that_falls_from_one_round_to_the_next_is_noted(folder):
-    for number, epsilon in enumerate((1.0, 2.0, 1.5), start=1):
+    for number, epsilon in enumerate((1.0, 2.0, 1.5, 2.001, 2.0), start=1):  # the last one by rounding alone
         update = SiteUpdate("A", number - 1, "", {}, ScanCounts(), {"privacy/epsilon": epsilon})
         folder.keep(GlobalModel(number, {"w": torch.zeros(1)}), [update], Contribution({}, {}))
 
