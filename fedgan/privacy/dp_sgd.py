@@ -13,7 +13,7 @@ divided by a constant. The unit is a patient with all his scans, added or remove
 * A gradient that is not finite counts as zero; a refusal would tell that somebody's was not.
 
 What comes of the noisy gradients, as Adam's moments and moving averages, costs nothing more. How long a step takes does
-tell how many were drawn.
+tell how many were drawn, and so does a site that stops because a task took longer than it allows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
