@@ -23,7 +23,7 @@ from fedgan.errors import PromiseBroken, RunFolderError
 from fedgan.federated.site import load_weights, weights_of
 from fedgan.gan.build import build_networks, choose_device
 from fedgan.gan.method import Method
-from fedgan.privacy.attacks import Step, best_guess, losses_of, member_scores, psnr, reconstruct, toss
+from fedgan.privacy.attacks import Step, best_guess, losses_of, member_scores, most_shown, psnr, reconstruct, toss
 from fedgan.privacy.build import build_mechanism
 from fedgan.privacy.dp_sgd import Mechanism, noisy_sum
 from fedgan.records import Batch, Weights
@@ -154,7 +154,8 @@ def in_words(found: Attacks) -> str:
     said = []
     for told in list(found.membership.values())[-1:]:
         promised = "" if told.epsilon_promised is None else f", {told.epsilon_promised:.3g} promised"
-        least = f"epsilon is at least {told.epsilon_at_least:.3g}{promised}"
+        shown = f"of {told.epsilon_shown_at_most:.3g} that could be shown"
+        least = f"epsilon is at least {told.epsilon_at_least:.3g}, {shown}{promised}"
         said.append(f"right in {told.right} of {told.guesses} guesses about {told.patients} patients, so {least}")
     if found.inversions:
         best = max(found.inversions, key=lambda inversion: inversion.plain)
@@ -217,6 +218,7 @@ def _membership(
             right=guesses.right,
             auroc=_auroc(each, bootstrap),
             epsilon_at_least=bound,
+            epsilon_shown_at_most=most_shown(guesses.patients, delta=delta),
             epsilon_promised=epsilon,
         )
     return found

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fedgan.assembly import networks_for
-from fedgan.attacker import COINS, attack, coins_in, without_left_out
+from fedgan.attacker import COINS, attack, coins_in, in_words, without_left_out
 from fedgan.cli import main as fed_simulate
 from fedgan.cohort.batches import patients_of
 from fedgan.config import dump
 from fedgan.errors import RunFolderError, SettingsError
 from fedgan.federated.coordinator import Federation
-from fedgan.results.metrics import Metrics
+from fedgan.results.metrics import Attacks, Membership, Metrics
 from fedgan.simulation import (
     InProcess,
     arms_of,
@@ -52,11 +52,13 @@ def test_a_run_tells_in_its_report_its_figures_and_one_line_what_an_attacker_lea
     assert code == 0
     assert list(found.membership) == ["A", "B", "all sites"]
     assert found.membership["all sites"].patients == sum(found.membership[site].patients for site in "AB")
+    assert all(told.epsilon_at_least <= told.epsilon_shown_at_most for told in found.membership.values())
     assert all(told.right <= told.guesses <= told.patients for told in found.membership.values())
     assert all(inversion.scan.startswith("A, scan 0") for inversion in found.inversions)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("what was recovered with it") == len(found.inversions) == 2
     assert "What an attacker learns" in page
+    assert f"<td>{found.membership['A'].epsilon_shown_at_most:.2f}</td>" in page
     assert "an attacker: right in" in capsys.readouterr().out
 
 
@@ -132,6 +134,19 @@ def known_coins(folder, cohorts):
     count = len(patients_of(cohorts["A"].split("train")))
     folder.write(COINS, json.dumps({"A": [number % 4 < 2 for number in range(count)]}))
     return coins_in(folder, cohorts)
+
+
+def site_told(**kinds):
+    figures = {"patients": 70, "kept": 35, "guesses": 70, "right": 40, "auroc": None, "epsilon_at_least": 0.1}
+    return Membership(**figures | {"epsilon_shown_at_most": 2.03, "epsilon_promised": 8.0} | kinds)
+
+
+def attacks(membership=(), inversions=()):
+    return Attacks(epsilon=8, delta=1e-3, noise=1, membership=dict(membership), inversions=tuple(inversions))
+
+
+def test_it_is_said_how_much_could_have_been_shown_of_so_few_patients():
+    assert in_words(attacks({"A": site_told()})).endswith("at least 0.1, of 2.03 that could be shown, 8 promised")
 
 
 @pytest.mark.slow

@@ -169,6 +169,8 @@ class Membership(_Frozen):
     """Area under the ROC curve of the attacker's score; 0.5 is chance. Null where all were kept, or none."""
     epsilon_at_least: float
     """Bound from below, with 95 % confidence (Steinke et al. 2023, arXiv:2305.08846)."""
+    epsilon_shown_at_most: float
+    """What that bound would be had every guess been right: a promise above it cannot be refuted here."""
     epsilon_promised: float | None
     """What the site says to have spent, of all sites the most; null where nothing is promised."""
 
