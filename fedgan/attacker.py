@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from fedgan.assembly import length_of
+from fedgan.assembly import first_model, length_of
 from fedgan.audit import Audit
 from fedgan.cohort.batches import batch_of_patient, patients_of
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
@@ -97,7 +97,8 @@ def attack(
 
     Raises:
         ModelError: the round is not kept, or damaged.
-        SettingsError: no noise is enough for what a private run of that length promises.
+        SettingsError: no noise is enough for what a private run of that length promises, or the model that the run
+            started from is gone.
     """
     privacy = _privacy_of(settings)
     mechanism = build_mechanism(privacy, length_of(settings))
@@ -108,6 +109,7 @@ def attack(
         device=choose_device(settings.device),
         one_patient=True,
     )
+    load_weights(networks, first_model(settings).weights)
     cast("nn.Module", networks).eval()
     membership, recovered = {}, []
     if settings.tosses_coins:
@@ -179,8 +181,8 @@ class _Told:
 
 
 def _tell_members(networks: Method, trained: Weights, cohorts: Mapping[str, Cohort], coins: Coins) -> dict[str, _Told]:
-    """Score the patients of each site for whom a coin was tossed; ``networks`` are untrained, and are so again."""
-    untrained, device = weights_of(networks), next(iter(networks.generators())).device
+    """Score the patients of each site for whom a coin was tossed; ``networks`` are as training begins, and so again."""
+    first, device = weights_of(networks), next(iter(networks.generators())).device
     told = {}
     for site, cohort in cohorts.items():
         train = cohort.split("train")
@@ -191,7 +193,7 @@ def _tell_members(networks: Method, trained: Weights, cohorts: Mapping[str, Coho
         before = losses_of(networks, patients)
         load_weights(networks, trained)
         scores = member_scores(before, losses_of(networks, patients), kinds)
-        load_weights(networks, untrained)
+        load_weights(networks, first)
         told[site] = _Told(scores, torch.tensor([kept for _, kept in tried], dtype=torch.bool))
     return told
 

@@ -8,11 +8,14 @@ import pytest
 
 from fedgan.assembly import networks_for
 from fedgan.attacker import COINS, attack, coins_in, in_words, without_left_out
+from fedgan.checkpoint import save_model
 from fedgan.cli import main as fed_simulate
 from fedgan.cohort.batches import patients_of
 from fedgan.config import dump
 from fedgan.errors import RunFolderError, SettingsError
 from fedgan.federated.coordinator import Federation
+from fedgan.federated.site import weights_of
+from fedgan.records import Contribution, GlobalModel
 from fedgan.results.metrics import Attacks, Membership, Metrics
 from fedgan.simulation import (
     InProcess,
@@ -161,6 +164,20 @@ def test_a_model_that_knows_its_patients_by_heart_is_convicted(tiny, tmp_path):
 
     assert told.auroc.value > 0.7
     assert told.epsilon_at_least > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_a_model_is_attacked_for_what_it_added_to_it(tiny, tmp_path):
+    public = GlobalModel(1, weights_of(networks_for(tiny("seed=7"))))
+    save_model(tmp_path / "public", public, {})
+    settings = tiny("attack=membership", "select=last", f"start={tmp_path}/public", "rounds=1")
+    cohorts, folder = load_cohorts(settings), open_folder(settings, tmp_path / "run")
+    coins = coins_in(folder, cohorts)
+    folder.keep(public, [], Contribution({}, {}))  # nothing was added
+
+    found, _ = attack(settings, folder, cohorts, coins, number=1)
+
+    assert {told.auroc.value for told in found.membership.values()} == {0.5}
 
 
 @dataclass(frozen=True)
