@@ -160,8 +160,9 @@ def in_words(found: Attacks) -> str:
         least = f"epsilon is at least {told.epsilon_at_least:.3g}, {shown}{promised}"
         said.append(f"right in {told.right} of {told.guesses} guesses about {told.patients} patients, so {least}")
     if found.inversions:
-        best = max(found.inversions, key=lambda inversion: inversion.plain)
-        said.append(f"recovers a scan to {best.plain:.1f} dB, from a private gradient to {best.private:.1f} dB")
+        best = max(found.inversions, key=lambda inversion: (inversion.tells, inversion.plain))
+        private = f"from a private gradient to {best.private:.1f} dB" if best.tells else "too weak to tell of privacy"
+        said.append(f"recovers a scan to {best.plain:.1f} dB, {private}")
     return "; ".join(said)
 
 

@@ -16,7 +16,7 @@ from fedgan.errors import RunFolderError, SettingsError
 from fedgan.federated.coordinator import Federation
 from fedgan.federated.site import weights_of
 from fedgan.records import Contribution, GlobalModel
-from fedgan.results.metrics import Attacks, Membership, Metrics
+from fedgan.results.metrics import Attacks, Inversion, Membership, Metrics
 from fedgan.simulation import (
     InProcess,
     arms_of,
@@ -60,6 +60,7 @@ def test_a_run_tells_in_its_report_its_figures_and_one_line_what_an_attacker_lea
     assert all(inversion.scan.startswith("A, scan 0") for inversion in found.inversions)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("what was recovered with it") == len(found.inversions) == 2
+    assert page.count("too weak to tell") == sum(not inversion.tells for inversion in found.inversions)
     assert "What an attacker learns" in page
     assert f"<td>{found.membership['A'].epsilon_shown_at_most:.2f}</td>" in page
     assert "an attacker: right in" in capsys.readouterr().out
@@ -150,6 +151,19 @@ def attacks(membership=(), inversions=()):
 
 def test_it_is_said_how_much_could_have_been_shown_of_so_few_patients():
     assert in_words(attacks({"A": site_told()})).endswith("at least 0.1, of 2.03 that could be shown, 8 promised")
+
+
+@pytest.mark.parametrize(
+    ("mean_scan", "said"),
+    [
+        (16.0, "recovers a scan to 21.0 dB, from a private gradient to 9.0 dB"),
+        (21.5, "recovers a scan to 21.0 dB, too weak to tell of privacy"),
+    ],
+)
+def test_a_search_that_no_gradient_helps_is_no_evidence_for_privacy(mean_scan, said):
+    scans = [Inversion(scan="A", plain=plain, private=9.0, mean_scan=mean_scan) for plain in (13.0, 21.0)]
+
+    assert in_words(attacks(inversions=scans)) == said
 
 
 @pytest.mark.slow

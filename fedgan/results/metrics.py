@@ -187,6 +187,11 @@ class Inversion(_Frozen):
     mean_scan: float
     """Of the mean of the site's other training scans, for which no gradient is needed."""
 
+    @property
+    def tells(self) -> bool:
+        """Whether the gradient itself gives more than no gradient does; otherwise a private one is no comparison."""
+        return self.plain > self.mean_scan
+
 
 class Attacks(_Frozen):
     """What an attacker learns of the run's training patients."""
