@@ -15,6 +15,14 @@ def test_the_noise_keeps_the_wanted_epsilon_and_is_hardly_more_than_it_takes(eps
     assert 0.97 * epsilon < spent <= epsilon
 
 
+def test_a_small_epsilon_is_kept_with_much_noise():
+    draws = Draws(cohort=1000, patients=64, releases=400)
+
+    noise = noise_for(0.1, delta=1e-5, draws=draws)
+
+    assert epsilon_of([Releases(noise, draws.rate, draws.releases)], delta=1e-5) <= 0.1
+
+
 def test_an_epsilon_that_no_noise_keeps_is_refused():
     with pytest.raises(SettingsError, match="give a larger epsilon, or fewer rounds and steps"):
         noise_for(0.001, delta=1e-6, draws=Draws(10, 10, 1000))
