@@ -67,7 +67,7 @@ def train_privately(
 ) -> None:
     """Take local steps, which are ``mechanism.releases(steps)``; ``method`` is built for batches of one patient."""
     networks = cast("nn.Module", method).eval()
-    critics, generators = _trained(method, players.critics), _trained(method, players.generators)
+    critics, generators = (trained(method, _moved_by(each)) for each in (players.critics, players.generators))
     of_critics, of_generators = _loss_of_critics(method), _loss_of_generators(method)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for step in range(1, steps + 1):
@@ -80,6 +80,14 @@ def train_privately(
             method.follow()
             on_step(step, {})
     networks.train()
+
+
+def trained(method: Method, player: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
+    scans = method.driven_by(ScanCounts(1, 1, 1))
+    named = cast("nn.Module", method).named_parameters()
+    driven = {parameter for name, parameter in named if scans.get(name.partition(".")[0], 0) > 0}
+    return [parameter for parameter in player if parameter in driven]
 
 
 def drawn(patients: Sequence[Patient], rate: float) -> Iterator[Batch]:
@@ -156,9 +164,5 @@ def _loss_of_generators(method: Method) -> Loss:
     return Loss(method, terms)
 
 
-def _trained(method: Method, optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
-    scans = method.driven_by(ScanCounts(1, 1, 1))
-    networks = cast("nn.Module", method)
-    trained = {parameter for name, parameter in networks.named_parameters() if scans.get(name.partition(".")[0], 0) > 0}
-    return [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter in trained]
+def _moved_by(optimizer: Optimizer) -> Iterable[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

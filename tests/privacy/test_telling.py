@@ -33,9 +33,13 @@ def test_the_account_says_what_one_more_round_would_cost_and_whether_it_would_be
 
 
 @pytest.mark.parametrize(
-    ("cohort", "patients", "said"), [(2000, 512, "sensible from about"), (20, 4, "no number of patients makes sense")]
+    ("cohort", "patients", "said", "steps"),
+    [
+        (2000, 512, "sensible from about", "noisy steps for 2000"),
+        (20, 4, "no number of patients makes sense", "no number of noisy steps makes sense of it for 20"),
+    ],
 )
-def test_a_plan_says_the_noise_and_for_how_many_patients_it_makes_sense(tiny, cohort, patients, said):
+def test_a_plan_says_the_noise_and_for_how_many_patients_and_steps_it_makes_sense(tiny, cohort, patients, said, steps):
     told = tiny("privacy=patient", f"privacy.cohort={cohort}", f"privacy.patients={patients}", "privacy.delta=5e-5")
 
     lines = tell_plan(told.privacy, Length(rounds=10, local_steps=20, critic_steps=1), num_parameters=100_000)
@@ -43,3 +47,4 @@ def test_a_plan_says_the_noise_and_for_how_many_patients_it_makes_sense(tiny, co
     assert lines[0] == "epsilon 8 at delta 5e-05 over 400 noisy steps"
     assert "times the clipping norm" in lines[1]
     assert said in lines[3]
+    assert steps in lines[4]
