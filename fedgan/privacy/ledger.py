@@ -5,6 +5,10 @@ and never hides it. Lines are only ever added, each carrying the SHA-256 of the 
 an anchor, a small file elsewhere, which tells a ledger that was put back to an older state, changed, or deleted. Both
 lie outside of any run's folder. Whoever can write both can forge both: that the epsilon which a site reports never
 falls is for the coordinator to see. The coordinator's own account, see ``fedgan.privacy.central``, is kept likewise.
+
+That what is spent bounds what is given away, although a coordinator may choose a round's noise and rate once it has
+seen the rounds before, is proven for one order of Rényi divergences (Feldman and Zrnic 2021, arXiv:2008.11193). For the
+smaller of several bounds, as taken here, it is assumed.
 """
 
 import hashlib
