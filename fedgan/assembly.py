@@ -42,7 +42,9 @@ def networks_for(settings: Training, device: torch.device = CPU) -> Method:
 
 def bfloat16_in(settings: Training, device: torch.device) -> bool:
     """Return whether the settings' arithmetic is bfloat16 on ``device``."""
-    return computes_in_bfloat16(device) if settings.precision == "auto" else settings.precision == "bfloat16"
+    if settings.precision == "auto":
+        return not isinstance(settings.privacy, PatientPrivacy) and computes_in_bfloat16(device)
+    return settings.precision == "bfloat16"
 
 
 def build_site(  # noqa: PLR0913 - each is a thing of its own that a site has or lacks

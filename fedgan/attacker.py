@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from fedgan.assembly import length_of
+from fedgan.assembly import first_model, length_of
 from fedgan.audit import Audit
 from fedgan.cohort.batches import batch_of_patient, patients_of
 from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
@@ -23,7 +23,7 @@ from fedgan.errors import PromiseBroken, RunFolderError
 from fedgan.federated.site import load_weights, weights_of
 from fedgan.gan.build import build_networks, choose_device
 from fedgan.gan.method import Method
-from fedgan.privacy.attacks import Step, best_guess, losses_of, member_scores, psnr, reconstruct, toss
+from fedgan.privacy.attacks import Step, best_guess, losses_of, member_scores, most_shown, psnr, reconstruct, toss
 from fedgan.privacy.build import build_mechanism
 from fedgan.privacy.dp_sgd import Mechanism, noisy_sum
 from fedgan.records import Batch, Weights
@@ -97,7 +97,8 @@ def attack(
 
     Raises:
         ModelError: the round is not kept, or damaged.
-        SettingsError: no noise is enough for what a private run of that length promises.
+        SettingsError: no noise is enough for what a private run of that length promises, or the model that the run
+            started from is gone.
     """
     privacy = _privacy_of(settings)
     mechanism = build_mechanism(privacy, length_of(settings))
@@ -108,6 +109,7 @@ def attack(
         device=choose_device(settings.device),
         one_patient=True,
     )
+    load_weights(networks, first_model(settings).weights)
     cast("nn.Module", networks).eval()
     membership, recovered = {}, []
     if settings.tosses_coins:
@@ -154,11 +156,13 @@ def in_words(found: Attacks) -> str:
     said = []
     for told in list(found.membership.values())[-1:]:
         promised = "" if told.epsilon_promised is None else f", {told.epsilon_promised:.3g} promised"
-        least = f"epsilon is at least {told.epsilon_at_least:.3g}{promised}"
+        shown = f"of {told.epsilon_shown_at_most:.3g} that could be shown"
+        least = f"epsilon is at least {told.epsilon_at_least:.3g}, {shown}{promised}"
         said.append(f"right in {told.right} of {told.guesses} guesses about {told.patients} patients, so {least}")
     if found.inversions:
-        best = max(found.inversions, key=lambda inversion: inversion.plain)
-        said.append(f"recovers a scan to {best.plain:.1f} dB, from a private gradient to {best.private:.1f} dB")
+        best = max(found.inversions, key=lambda inversion: (inversion.tells, inversion.plain))
+        private = f"from a private gradient to {best.private:.1f} dB" if best.tells else "too weak to tell of privacy"
+        said.append(f"recovers a scan to {best.plain:.1f} dB, {private}")
     return "; ".join(said)
 
 
@@ -178,8 +182,8 @@ class _Told:
 
 
 def _tell_members(networks: Method, trained: Weights, cohorts: Mapping[str, Cohort], coins: Coins) -> dict[str, _Told]:
-    """Score the patients of each site for whom a coin was tossed; ``networks`` are untrained, and are so again."""
-    untrained, device = weights_of(networks), next(iter(networks.generators())).device
+    """Score the patients of each site for whom a coin was tossed; ``networks`` are as training begins, and so again."""
+    first, device = weights_of(networks), next(iter(networks.generators())).device
     told = {}
     for site, cohort in cohorts.items():
         train = cohort.split("train")
@@ -190,7 +194,7 @@ def _tell_members(networks: Method, trained: Weights, cohorts: Mapping[str, Coho
         before = losses_of(networks, patients)
         load_weights(networks, trained)
         scores = member_scores(before, losses_of(networks, patients), kinds)
-        load_weights(networks, untrained)
+        load_weights(networks, first)
         told[site] = _Told(scores, torch.tensor([kept for _, kept in tried], dtype=torch.bool))
     return told
 
@@ -217,6 +221,7 @@ def _membership(
             right=guesses.right,
             auroc=_auroc(each, bootstrap),
             epsilon_at_least=bound,
+            epsilon_shown_at_most=most_shown(guesses.patients, delta=delta),
             epsilon_promised=epsilon,
         )
     return found

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedgan.assembly import length_of, most_released, networks_for, site_noise_in
 from fedgan.config import load
 from fedgan.errors import SettingsError
+from fedgan.privacy.dp_sgd import trained
 from fedgan.privacy.telling import tell_plan, tell_site_plan
 from fedgan.settings import Deployment, PatientPrivacy, SitePrivacy
 
@@ -21,7 +22,7 @@ def plan(overrides: Sequence[str]) -> Sequence[str]:
     match settings.privacy:
         case PatientPrivacy() as promised:
             players = (networks.generators(), networks.critics())
-            largest = max(sum(parameter.numel() for parameter in player) for player in players)
+            largest = max(sum(parameter.numel() for parameter in trained(networks, player)) for player in players)
             return tell_plan(promised, length_of(settings), num_parameters=largest)
         case SitePrivacy() as promised if noise:
             released = most_released(settings, networks)

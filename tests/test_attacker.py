@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from fedgan.assembly import networks_for
-from fedgan.attacker import COINS, attack, coins_in, without_left_out
+from fedgan.attacker import COINS, attack, coins_in, in_words, without_left_out
+from fedgan.checkpoint import save_model
 from fedgan.cli import main as fed_simulate
 from fedgan.cohort.batches import patients_of
 from fedgan.config import dump
 from fedgan.errors import RunFolderError, SettingsError
 from fedgan.federated.coordinator import Federation
-from fedgan.results.metrics import Metrics
+from fedgan.federated.site import weights_of
+from fedgan.records import Contribution, GlobalModel
+from fedgan.results.metrics import Attacks, Inversion, Membership, Metrics
 from fedgan.simulation import (
     InProcess,
     arms_of,
@@ -52,11 +55,14 @@ def test_a_run_tells_in_its_report_its_figures_and_one_line_what_an_attacker_lea
     assert code == 0
     assert list(found.membership) == ["A", "B", "all sites"]
     assert found.membership["all sites"].patients == sum(found.membership[site].patients for site in "AB")
+    assert all(told.epsilon_at_least <= told.epsilon_shown_at_most for told in found.membership.values())
     assert all(told.right <= told.guesses <= told.patients for told in found.membership.values())
     assert all(inversion.scan.startswith("A, scan 0") for inversion in found.inversions)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("what was recovered with it") == len(found.inversions) == 2
+    assert page.count("too weak to tell") == sum(not inversion.tells for inversion in found.inversions)
     assert "What an attacker learns" in page
+    assert f"<td>{found.membership['A'].epsilon_shown_at_most:.2f}</td>" in page
     assert "an attacker: right in" in capsys.readouterr().out
 
 
@@ -134,6 +140,32 @@ def known_coins(folder, cohorts):
     return coins_in(folder, cohorts)
 
 
+def site_told(**kinds):
+    figures = {"patients": 70, "kept": 35, "guesses": 70, "right": 40, "auroc": None, "epsilon_at_least": 0.1}
+    return Membership(**figures | {"epsilon_shown_at_most": 2.03, "epsilon_promised": 8.0} | kinds)
+
+
+def attacks(membership=(), inversions=()):
+    return Attacks(epsilon=8, delta=1e-3, noise=1, membership=dict(membership), inversions=tuple(inversions))
+
+
+def test_it_is_said_how_much_could_have_been_shown_of_so_few_patients():
+    assert in_words(attacks({"A": site_told()})).endswith("at least 0.1, of 2.03 that could be shown, 8 promised")
+
+
+@pytest.mark.parametrize(
+    ("mean_scan", "said"),
+    [
+        (16.0, "recovers a scan to 21.0 dB, from a private gradient to 9.0 dB"),
+        (21.5, "recovers a scan to 21.0 dB, too weak to tell of privacy"),
+    ],
+)
+def test_a_search_that_no_gradient_helps_is_no_evidence_for_privacy(mean_scan, said):
+    scans = [Inversion(scan="A", plain=plain, private=9.0, mean_scan=mean_scan) for plain in (13.0, 21.0)]
+
+    assert in_words(attacks(inversions=scans)) == said
+
+
 @pytest.mark.slow
 def test_a_model_that_knows_its_patients_by_heart_is_convicted(tiny, tmp_path):
     settings = tiny(*MEMORISING)
@@ -146,6 +178,20 @@ def test_a_model_that_knows_its_patients_by_heart_is_convicted(tiny, tmp_path):
 
     assert told.auroc.value > 0.7
     assert told.epsilon_at_least > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_a_model_is_attacked_for_what_it_added_to_it(tiny, tmp_path):
+    public = GlobalModel(1, weights_of(networks_for(tiny("seed=7"))))
+    save_model(tmp_path / "public", public, {})
+    settings = tiny("attack=membership", "select=last", f"start={tmp_path}/public", "rounds=1")
+    cohorts, folder = load_cohorts(settings), open_folder(settings, tmp_path / "run")
+    coins = coins_in(folder, cohorts)
+    folder.keep(public, [], Contribution({}, {}))  # nothing was added
+
+    found, _ = attack(settings, folder, cohorts, coins, number=1)
+
+    assert {told.auroc.value for told in found.membership.values()} == {0.5}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, pool
 from fedgan.config import dump, load, read
 from fedgan.errors import CohortError, SettingsError
 from fedgan.federated.site import weights_of
+from fedgan.gan.build import computes_in_bfloat16
 from fedgan.records import Contribution, GlobalModel, ScanCounts, SiteUpdate, digest_of
 from fedgan.settings import Simulation
 from fedgan.simulation import Arm, arms_of, load_cohorts, open_folder, resolve, run_in_folder, train_in_folder
@@ -202,6 +203,8 @@ def test_the_same_seed_begins_with_the_same_networks(tiny):
 def test_arithmetic_is_what_the_settings_ask_for(tiny):
     assert bfloat16_in(tiny("precision=bfloat16"), CPU)
     assert not bfloat16_in(tiny("precision=float32"), CPU)
+    assert bfloat16_in(tiny("precision=auto"), CPU) is computes_in_bfloat16(CPU)
+    assert not bfloat16_in(tiny("precision=auto", "privacy=patient"), CPU)
 
 
 def test_every_round_is_kept_and_the_last_is_scored_without_training(tiny, tmp_path):

@@ -62,6 +62,23 @@ class Cohort:
         return self.take([row for row, split in enumerate(self.splits) if split == name])
 
 
+def blank_like(cohort: Cohort) -> Cohort:
+    """Return one blank normal scan of nobody, of the size and diseases of ``cohort``, which may be empty."""
+    _, *size = cohort.masks.shape
+    return Cohort(
+        disease_names=cohort.disease_names,
+        images=torch.zeros(1, 1, *size),
+        status=torch.tensor([NORMAL]),
+        diseases=torch.zeros(1, len(cohort.disease_names)),
+        masks=torch.zeros(1, *size, dtype=torch.bool),
+        has_mask=torch.tensor([True]),
+        boxes=((),),
+        patients=("",),
+        splits=("train",),
+        sites=("",),
+    )
+
+
 def hide_labels(cohort: Cohort, *, share: float, abnormal: float | None, rng: torch.Generator) -> Cohort:
     """Return the cohort with the labels of some labelled training and validation scans hidden, of each split alike.
 

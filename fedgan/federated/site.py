@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Literal, cast
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgan.cohort.batches import batch_of_patient, draw_batches, patients_of
-from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort
+from fedgan.cohort.cohort import ABNORMAL, NORMAL, UNLABELLED, Cohort, blank_like
 from fedgan.errors import CohortError, Diverged, FedganError, ModelError
 from fedgan.federated.compression import Encoding, with_feedback
 from fedgan.federated.memory import MOMENTS, OWN, RESIDUAL, Memory, NoMemory, part_of
@@ -190,8 +190,7 @@ class Site:
 
     def _any_scan(self) -> Cohort:
         """Return a training scan to draw a map of; a blank one where no patient may decide whether an answer leaves."""
-        scan = self.train_cohort.take([0])
-        return replace(scan, images=torch.zeros_like(scan.images)) if self.recipe.promise else scan
+        return blank_like(self.train_cohort) if self.recipe.promise else self.train_cohort.take([0])
 
 
 def _named(start: str, tensors: Weights) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """The small file that names a ledger's newest line, and so tells an older ledger from the one that was written."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from fedgan.atomic import write_atomically
 
 BEGINNING = "0" * 64
 """The digest before the first line's."""
@@ -20,15 +21,9 @@ class Anchor:
         """Name line ``number`` as the newest.
 
         Raises:
-            OSError: the file cannot be written.
+            HomeError: the file cannot be written.
         """
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-            json.dump([number, digest], file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_atomically(self.path, json.dumps([number, digest]), secret=True)
 
     def fault_in(self, digests: Sequence[str]) -> str | None:
         """Return what speaks against a ledger whose lines have these digests, or None.

@@ -152,6 +152,16 @@ def best_guess(scores: Tensor, kept: Tensor, *, delta: float) -> tuple[Guesses, 
     return tried[best], bounds[best]
 
 
+def most_shown(patients: int, *, delta: float) -> float:
+    """Return the lower bound on epsilon of an attacker who is right about all of so many patients: none is higher.
+
+    >>> round(most_shown(100, delta=1e-3), 1)
+    2.4
+    """
+    ranks = torch.arange(patients)
+    return best_guess(ranks, ranks >= patients // 2, delta=delta)[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step on one patient's scan, which an attacker can repeat with any other scan in its place."""

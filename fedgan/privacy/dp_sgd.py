@@ -9,10 +9,11 @@ divided by a constant. The unit is a patient with all his scans, added or remove
 * Players never share a draw, so that each release is charged by itself.
 * Draws and noise come from ``fedgan.privacy.chance``. An empty draw is a step of noise alone.
 * Spectral-norm vectors rest during a step, or the number of patients drawn would show in them.
+* All is computed in float32: in bfloat16, who else is drawn moves a patient's clipped gradient by hundredths of C.
 * A gradient that is not finite counts as zero; a refusal would tell that somebody's was not.
 
 What comes of the noisy gradients, as Adam's moments and moving averages, costs nothing more. How long a step takes does
-tell how many were drawn.
+tell how many were drawn, and so does a site that stops because a task took longer than it allows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,18 +67,27 @@ def train_privately(
 ) -> None:
     """Take local steps, which are ``mechanism.releases(steps)``; ``method`` is built for batches of one patient."""
     networks = cast("nn.Module", method).eval()
-    critics, generators = _trained(method, players.critics), _trained(method, players.generators)
-    of_critics, of_generators = _loss_of_critics(method, players), _loss_of_generators(method, players)
-    for step in range(1, steps + 1):
-        for _ in range(mechanism.critic_steps):
-            gradients = gradients_of(of_critics, critics, drawn(patients, mechanism.rate))
-            release(players.critics, critics, gradients, mechanism)
-            refresh_spectral_norms(networks)
-        gradients = gradients_of(of_generators, generators, drawn(patients, mechanism.rate))
-        release(players.generators, generators, gradients, mechanism)
-        method.follow()
-        on_step(step, {})
+    critics, generators = (trained(method, _moved_by(each)) for each in (players.critics, players.generators))
+    of_critics, of_generators = _loss_of_critics(method), _loss_of_generators(method)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for step in range(1, steps + 1):
+            for _ in range(mechanism.critic_steps):
+                gradients = gradients_of(of_critics, critics, drawn(patients, mechanism.rate))
+                release(players.critics, critics, gradients, mechanism)
+                refresh_spectral_norms(networks)
+            gradients = gradients_of(of_generators, generators, drawn(patients, mechanism.rate))
+            release(players.generators, generators, gradients, mechanism)
+            method.follow()
+            on_step(step, {})
     networks.train()
+
+
+def trained(method: Method, player: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
+    scans = method.driven_by(ScanCounts(1, 1, 1))
+    named = cast("nn.Module", method).named_parameters()
+    driven = {parameter for name, parameter in named if scans.get(name.partition(".")[0], 0) > 0}
+    return [parameter for parameter in player if parameter in driven]
 
 
 def drawn(patients: Sequence[Patient], rate: float) -> Iterator[Batch]:
@@ -101,30 +111,30 @@ def release(
 def clipped(gradients: Tensor, clip: float) -> Tensor:
     """Return each row shortened to norm ``clip`` if it is longer, or nothing but zeros if it is not finite.
 
-    Shapes: ``gradients`` and result (..., numbers), a patient a row.
+    Shapes: ``gradients`` (..., numbers), a patient a row; result likewise, in float64.
 
     >>> clipped(torch.tensor([3.0, 4.0]), 1.0).norm() <= 1
     tensor(True)
     >>> clipped(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]), 2.0)
     tensor([[0., 0.],
-            [0., 1.]])
+            [0., 1.]], dtype=torch.float64)
     """
     norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True, dtype=torch.float64)
     share = (clip / norms * (1 - 1e-6)).clamp(max=1)  # rounding must not lengthen it again
-    return torch.where(norms.isfinite(), gradients * share.to(gradients.dtype), 0)
+    return torch.where(norms.isfinite(), gradients * share, 0)
 
 
 def noisy_sum(gradients: Iterable[Tensor], moved: Sequence[nn.Parameter], mechanism: Mechanism) -> Tensor:
-    """Return the sum of the clipped ``gradients`` and of the noise; added in float64, before any rounding.
+    """Return the sum of the clipped ``gradients`` and of the noise, added in float64 and then rounded to float32.
 
     Shapes: of ``gradients`` (numbers,) or (patients, numbers), of the result (numbers,): those of ``moved``.
     """
     size = sum(parameter.numel() for parameter in moved)
-    total = torch.zeros(size, device=moved[0].device)
+    total = torch.zeros(size, dtype=torch.float64, device=moved[0].device)
     for some in gradients:
         total += clipped(some, mechanism.clip).view(-1, size).sum(dim=0)
     noise = mechanism.noise * mechanism.clip * secret_normal(size).to(total.device)
-    return (total + noise).to(total.dtype)
+    return (total + noise).float()
 
 
 def refresh_spectral_norms(networks: nn.Module) -> None:
@@ -138,27 +148,21 @@ def refresh_spectral_norms(networks: nn.Module) -> None:
                 module.eval()
 
 
-def _loss_of_critics(method: Method, players: Players) -> Loss:
+def _loss_of_critics(method: Method) -> Loss:
     def terms(batch: Batch, rng: torch.Generator) -> Iterable[Tensor]:
-        with torch.no_grad(), players.arithmetic():
+        with torch.no_grad():
             scene = method.imagine(batch, rng, for_critics=True)
-        with players.arithmetic():
-            return method.critic_terms(scene, rng).values()
+        return method.critic_terms(scene, rng).values()
 
     return Loss(method, terms)
 
 
-def _loss_of_generators(method: Method, players: Players) -> Loss:
+def _loss_of_generators(method: Method) -> Loss:
     def terms(batch: Batch, rng: torch.Generator) -> Iterable[Tensor]:
-        with players.arithmetic():
-            return method.generator_terms(method.imagine(batch, rng), rng).values()
+        return method.generator_terms(method.imagine(batch, rng), rng).values()
 
     return Loss(method, terms)
 
 
-def _trained(method: Method, optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
-    scans = method.driven_by(ScanCounts(1, 1, 1))
-    networks = cast("nn.Module", method)
-    trained = {parameter for name, parameter in networks.named_parameters() if scans.get(name.partition(".")[0], 0) > 0}
-    return [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter in trained]
+def _moved_by(optimizer: Optimizer) -> Iterable[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -7,6 +7,10 @@ and never hides it. Lines are only ever added, each carrying the SHA-256 of the 
 an anchor, a small file elsewhere, which tells a ledger that was put back to an older state, changed, or deleted. Both
 lie outside of any run's folder. Whoever can write both can forge both: that the epsilon which a site reports never
 falls is for the coordinator to see. The coordinator's own account, see ``fedgan.privacy.central``, is kept likewise.
+
+That what is spent bounds what is given away, although a coordinator may choose a round's noise and rate once it has
+seen the rounds before, is proven for one order of Rényi divergences (Feldman and Zrnic 2021, arXiv:2008.11193). For the
+smaller of several bounds, as taken here, it is assumed.
 """
 
 import hashlib
@@ -15,13 +19,13 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from fedgan.errors import BudgetExhausted, LedgerError
+from fedgan.errors import BudgetExhausted, HomeError, LedgerError
 from fedgan.privacy.accounting import Releases, epsilon_of
 from fedgan.privacy.anchor import BEGINNING, Anchor
 
@@ -211,13 +215,16 @@ class Ledger:
         """Hold the ledger against every other process; what is written counts when the block ends, or not at all."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            with suppress(
+                FileExistsError
+            ):  # one that is there is not opened: closing it would drop this process's locks
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as database:
                 database.executescript(f"PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA; {SCHEMA}")
                 database.execute("BEGIN IMMEDIATE")
                 yield database
                 database.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, HomeError) as error:
             raise LedgerError(
                 f"{self.whose}: its privacy ledger cannot be read or written ({error}); "
                 "this must be mended before training goes on"

@@ -14,8 +14,8 @@ LEAST_NOISE, MOST_NOISE = 0.2, 1000.0
 CLOSE_ENOUGH = 1.005
 """Ratio of too much noise to too little at which the search ends, on the side of too much."""
 
-MOST_PATIENTS = 1_000_000
-"""Of a site that may be planned for."""
+MOST_PATIENTS, MOST_RELEASES = 1_000_000, 10_000
+"""Of a site, and of a run, that may be planned for."""
 
 Cost = Callable[..., float]
 """From a history and ``delta`` to an epsilon."""
@@ -92,15 +92,40 @@ def smallest_cohort(epsilon: float, *, patients: int, releases: int, num_paramet
     """
 
     def sensible(cohort: int) -> bool:
-        draws, bounds = Draws(cohort, patients, releases), (LEAST_NOISE, MOST_NOISE)
-        noise = _least_noise(rdp_epsilon, epsilon, largest_delta(cohort), draws, between=bounds)
-        return noise_to_signal(noise, draws=draws, num_parameters=num_parameters) <= 1
+        draws = Draws(cohort, patients, releases)
+        return _drowns_nothing(epsilon, largest_delta(cohort), draws, num_parameters)
 
-    low, high = patients, MOST_PATIENTS
+    return _fewest(sensible, patients, MOST_PATIENTS)
+
+
+def fewest_releases(epsilon: float, *, delta: float, cohort: int, patients: int, num_parameters: int) -> int | None:
+    """Return about the fewest noisy gradients of a whole run with which the noise does not outweigh the signal.
+
+    More of them take more noise each, yet the signal gains on it, ever less: where ten thousand are too few, nothing is
+    returned.
+    """
+
+    def sensible(releases: int) -> bool:
+        return _drowns_nothing(epsilon, delta, Draws(cohort, patients, releases), num_parameters)
+
+    return _fewest(sensible, 1, MOST_RELEASES)
+
+
+def _drowns_nothing(epsilon: float, delta: float, draws: Draws, num_parameters: int) -> bool:
+    """Return whether noise as long as the longest signal there can be, see ``noise_to_signal``, keeps ``epsilon``."""
+    noise = draws.patients * math.sqrt(draws.releases / num_parameters)
+    releases = Releases(min(noise, MOST_NOISE), draws.rate, draws.releases)
+    return noise >= LEAST_NOISE and rdp_epsilon([releases], delta=delta) <= epsilon
+
+
+def _fewest(sensible: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Return about the least number that is ``sensible``, as all above it are, or nothing where ``high`` is not."""
     if not sensible(high):
         return None
-    while high > 1.05 * low:
-        middle = math.isqrt(low * high)
+    if sensible(low):
+        return low
+    while high > max(1.05 * low, low + 1):
+        middle = math.isqrt(low * high - 1) + 1  # between the two, also where they are small
         low, high = (low, middle) if sensible(middle) else (middle, high)
     return high
 

@@ -7,7 +7,7 @@ from fedgan.privacy.accounting import Releases, epsilon_of
 from fedgan.privacy.build import Length, build_mechanism
 from fedgan.privacy.central import SiteNoise
 from fedgan.privacy.ledger import Ledger
-from fedgan.privacy.plan import Draws, noise_to_signal, smallest_cohort
+from fedgan.privacy.plan import Draws, fewest_releases, noise_to_signal, smallest_cohort
 from fedgan.settings import PatientPrivacy, SitePrivacy
 
 
@@ -43,7 +43,7 @@ def tell_plan(settings: PatientPrivacy, length: Length, *, num_parameters: int) 
     Args:
         settings: what is to be promised.
         length: of the run.
-        num_parameters: of the larger player.
+        num_parameters: of the larger player, as far as they are trained.
 
     Raises:
         SettingsError: no noise is enough.
@@ -54,6 +54,13 @@ def tell_plan(settings: PatientPrivacy, length: Length, *, num_parameters: int) 
     enough = smallest_cohort(
         settings.epsilon, patients=settings.patients, releases=length.releases, num_parameters=num_parameters
     )
+    steps = fewest_releases(
+        settings.epsilon,
+        delta=settings.delta,
+        cohort=settings.cohort,
+        patients=settings.patients,
+        num_parameters=num_parameters,
+    )
     return [
         f"epsilon {settings.epsilon:g} at delta {settings.delta:g} over {length.releases} noisy steps",
         f"  noise: {mechanism.noise:.3g} times the clipping norm; a patient is drawn with probability {draws.rate:.3g}",
@@ -61,6 +68,9 @@ def tell_plan(settings: PatientPrivacy, length: Length, *, num_parameters: int) 
         "  no number of patients makes sense of it: draw more at once, train fewer parameters, or spend more"
         if enough is None
         else f"  sensible from about {enough} training patients a site with draws of {settings.patients}",
+        f"  no number of noisy steps makes sense of it for {settings.cohort} training patients"
+        if steps is None
+        else f"  sensible from about {steps} noisy steps for {settings.cohort} training patients",
     ]
 
 

@@ -172,6 +172,8 @@ class Membership(_Frozen):
     """Area under the ROC curve of the attacker's score; 0.5 is chance. Null where all were kept, or none."""
     epsilon_at_least: float
     """Bound from below, with 95 % confidence (Steinke et al. 2023, arXiv:2305.08846)."""
+    epsilon_shown_at_most: float
+    """What that bound would be had every guess been right: a promise above it cannot be refuted here."""
     epsilon_promised: float | None
     """What the site says to have spent, of all sites the most; null where nothing is promised."""
 
@@ -187,6 +189,11 @@ class Inversion(_Frozen):
     """From the gradient as a private run releases it: clipped, with noise."""
     mean_scan: float
     """Of the mean of the site's other training scans, for which no gradient is needed."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the gradient itself gives more than no gradient does; otherwise a private one is no comparison."""
+        return self.plain > self.mean_scan
 
 
 class Attacks(_Frozen):

@@ -34,7 +34,8 @@ class Training(Frozen):
     local_steps: Count
     """Local steps a site takes in one round: one discriminator step and one generator step each."""
     precision: Literal["auto", "float32", "bfloat16"]
-    """Arithmetic of convolutions; auto takes bfloat16 where the processor or GPU has it built in."""
+    """Arithmetic of convolutions; auto takes bfloat16 where the processor or GPU has it built in, and nothing but
+    float32 for privacy=patient."""
     model: Model
     data: Scans
     aggregation: Aggregation
@@ -52,6 +53,13 @@ class Training(Frozen):
         shares = self.aggregation.share if isinstance(self.aggregation, GanFedAvg) else "both"
         if isinstance(self.privacy, PatientPrivacy) and shares != "both":
             msg = "privacy=patient needs aggregation.share=both: what stays at a site has learned of the same patients"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _promises_are_computed_in_full(self) -> Self:
+        if isinstance(self.privacy, PatientPrivacy) and self.precision == "bfloat16":
+            msg = "privacy=patient needs precision=float32 or auto: bfloat16 lets one patient move another's gradient"
             raise ValueError(msg)
         return self
 

@@ -86,7 +86,7 @@ def test_only_the_last_runs_are_remembered(site_home, terms):
     for name in ("one", "two", "three", "one", "four"):
         answer_of(resident, task_of(asked.model_copy(update={"name": name}), local_steps=1))
 
-    assert {folder.name for folder in (home / "memory").iterdir()} == {"three", "one", "four"}
+    assert {folder.name for folder in (home / "memory/none").iterdir()} == {"three", "one", "four"}
 
 
 def test_an_answer_is_audited_with_its_round(site_home, terms):

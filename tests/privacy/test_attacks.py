@@ -19,6 +19,7 @@ from fedgan.privacy.attacks import (
     likelihood,
     losses_of,
     member_scores,
+    most_shown,
     psnr,
     reconstruct,
     toss,
@@ -92,6 +93,13 @@ def test_whoever_is_always_right_about_many_has_shown_much():
 
     assert found.made == found.right == 300
     assert bound > 3
+
+
+@pytest.mark.parametrize(("patients", "shown"), [(0, 0.0), (1, 0.0), (71, 2.03), (500, 4.1)])
+def test_the_most_that_can_be_shown_is_what_right_guesses_alone_give(patients, shown):
+    delta = 1 / (10 * max(1, patients))
+
+    assert most_shown(patients, delta=delta) == pytest.approx(shown, abs=0.05)
 
 
 def test_nobody_is_guessed_about_where_there_is_nobody():

@@ -120,7 +120,7 @@ def test_real_steps_of_both_players_keep_what_is_promised(tiny, side):
         terms = networks.critic_terms(scene, rng) if side == "critics" else networks.generator_terms(scene, rng)
         gradients.append(gradient_of(sum(terms.values()), moved))
     mechanism = Mechanism(noise=1.0, clip=1e-3, rate=1.0, patients=1)
-    direction = clipped(gradients[0], 1.0)
+    direction = clipped(gradients[0], 1.0).float()
 
     def observe(there: bool) -> Tensor:
         return (noisy_sum(gradients[0 if there else 1 :], moved, mechanism) @ direction)[None] / mechanism.clip

@@ -1,5 +1,9 @@
 import math
+import random
+from functools import partial
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -46,7 +50,26 @@ def test_no_gradient_is_longer_than_it_is_clipped_to_and_none_changes_its_direct
 
     assert torch.linalg.vector_norm(short, dtype=torch.float64) <= clip
     if torch.linalg.vector_norm(gradient, dtype=torch.float64) <= 0.999 * clip:
-        assert torch.equal(short, gradient)
+        assert torch.equal(short, gradient.double())
+
+
+@pytest.mark.parametrize("longest", [1e20, 1e38])
+def test_a_gradient_of_huge_finite_numbers_is_clipped_like_any_other(longest):
+    gradient = torch.linspace(-1, 1, 1000) * longest
+
+    short = clipped(gradient, 1e-5)
+
+    assert torch.linalg.vector_norm(short).item() == pytest.approx(1e-5, rel=1e-5)
+    assert torch.cosine_similarity(short, gradient.double(), dim=0).item() == pytest.approx(1)
+
+
+def test_gradients_are_added_before_they_are_rounded():
+    moved = [torch.nn.Parameter(torch.zeros(1))]
+    gradients = [torch.tensor([[1.0], *[[2.0**-25]] * 8])]  # each too small to change a 1 in float32
+
+    total = noisy_sum(gradients, moved, Mechanism(noise=0.0, clip=4.0, rate=1.0, patients=1))
+
+    assert total.item() == 1 + 2.0**-22
 
 
 def test_a_gradient_that_is_not_finite_counts_as_zero():
@@ -110,6 +133,64 @@ def test_no_seed_replays_the_chance_of_draws_and_noise(draw):
     assert not torch.equal(draw(1000), first)
 
 
+def seed_everything():
+    random.seed(42)
+    np.random.seed(42)
+    torch.manual_seed(42)
+
+
+def seeded_noise(_tiny):
+    moved = [torch.nn.Parameter(torch.zeros(1000))]
+    return noisy_sum([], moved, Mechanism(noise=1.0, clip=1.0, rate=0.5, patients=1))
+
+
+def seeded_draw(_tiny):
+    return torch.tensor(list(drawn([lambda rng, index=index: index for index in range(200)], 0.5)))
+
+
+def seeded_training(tiny, side):
+    networks, _ = trained(tiny(), [], Mechanism(noise=1.0, clip=1.0, rate=0.5, patients=2), steps=1)
+    return torch.cat([parameter.detach().flatten() for parameter in getattr(networks, side)()])
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        seeded_noise,
+        seeded_draw,
+        partial(seeded_training, side="critics"),
+        partial(seeded_training, side="generators"),
+    ],
+)
+def test_no_seed_replays_a_draw_or_a_release(tiny, private):
+    seed_everything()
+    first = private(tiny)
+
+    seed_everything()
+
+    assert not torch.equal(private(tiny), first)
+
+
+def test_every_release_of_either_player_has_a_draw_of_its_own(tiny):
+    networks, everyone = networks_of(tiny("model=taggan")), range(60)
+    players, batch, draws = players_of(networks), patient(0, 1, 0, 3), [set()]
+    for optimizer in (players.critics, players.generators):
+        optimizer.register_step_post_hook(lambda *_: draws.append(set()))
+
+    def noted(rng, index):
+        draws[-1].add(index)
+        return batch
+
+    mechanism = Mechanism(noise=1.0, clip=1.0, rate=0.5, patients=30, critic_steps=2)
+    train_privately(networks, players, [partial(noted, index=index) for index in everyone], mechanism, steps=2)
+
+    *releases, after = draws
+    assert len(releases) == mechanism.releases(2).count
+    assert not after
+    for one, other in combinations(releases, 2):  # who is in both or in neither: 30 of 60, give or take 5 deviations
+        assert abs(len(everyone) - len(one ^ other) - 30) < 5 * math.sqrt(60 / 4)
+
+
 def test_a_patients_own_stream_is_new_each_time():
     assert len({secret_stream().initial_seed() for _ in range(100)}) == 100
 
@@ -143,17 +224,43 @@ def test_a_local_step_is_the_number_of_releases_that_is_charged(tiny):
     assert mechanism.releases(2).count == critic + generator == 8
 
 
+def test_private_steps_are_computed_in_float32_whatever_the_players_arithmetic(tiny):
+    networks = networks_of(tiny("model=taggan"))
+    batch = patient(1, 1, 0, 3)
+    players = players_for(networks, learning_rate=1e-3, critic_learning_rate=1e-3, bfloat16=True)
+    computed = []
+    for layer in networks.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda layer, seen, out: computed.append((out.dtype, torch.backends.cudnn.allow_tf32))
+            )
+
+    train_privately(networks, players, [lambda rng: batch], Mechanism(1.0, 1.0, 1.0, 1), steps=1)
+
+    assert set(computed) == {(torch.float32, False)}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_spectral_norm_vectors_do_not_tell_how_many_were_drawn(tiny):
     settings = tiny("model=taggan", "model.spectral_norm=true")
-    batch = patient(1, 1, 0, 3)
+    unlike = [patient(*scans, 3) for scans in ((1, 1, 0), (1, 0, 0), (0, 1, 0), (1, 1, 1))]  # none are taken together
     still = Mechanism(noise=0.0, clip=1e-30, rate=1.0, patients=1)  # nothing is learned: the weights stay alike
 
-    few, many = (trained(settings, [lambda rng: batch] * count, still)[0] for count in (1, 4))
+    def vectors_after(count):
+        networks, rng = networks_of(settings), torch.Generator().manual_seed(0)
+        vectors = {name: found for name, found in networks.named_buffers() if name.endswith(("_u", "_v"))}
+        for vector in vectors.values():  # far from where power iterations end, so that each shows
+            vector.copy_(torch.nn.functional.normalize(torch.randn(vector.shape, generator=rng), dim=0))
+        train_privately(
+            networks, players_of(networks), [lambda rng, batch=batch: batch for batch in unlike[:count]], still, steps=2
+        )
+        assert networks.training
+        return vectors
 
-    vectors = [name for name in few.state_dict() if name.endswith(("_u", "_v"))]
-    assert vectors
-    assert all(torch.allclose(few.state_dict()[name], many.state_dict()[name], atol=1e-3) for name in vectors)
-    assert few.training
+    few, many = vectors_after(1), vectors_after(4)
+
+    assert few
+    assert all(torch.equal(few[name], many[name]) for name in few)
 
 
 def test_private_training_on_a_real_cohort_moves_both_players(tiny):

@@ -12,6 +12,7 @@ from fedgan.records import Batch
 PRESETS = [
     ("model=taggan",),
     ("model=tagsagan",),
+    ("model=tagsagan_private",),
     ("model=tagsagan", "model.dark=true"),
     ("model=taggan", "model.weights.cycle=1", "model.spectral_norm=true", "model.adversarial=hinge"),
     ("model=taggan", "model.adversarial=wgan_gp"),

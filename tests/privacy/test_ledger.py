@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -183,6 +183,24 @@ def test_a_file_that_is_no_ledger_is_refused(ledger_of):
 
     with pytest.raises(LedgerError, match="cannot be read or written"):
         ledger.spent()
+
+
+TAKE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+
+
+def test_who_is_refused_by_a_lock_of_his_own_process_does_not_open_it_to_others(ledger_of, monkeypatch):
+    ledger = ledger_of()
+    spend(ledger, 1)
+    monkeypatch.setattr("fedgan.privacy.ledger.BUSY_S", 0.1)
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="locked"):
+            ledger.lines()
+
+        with subprocess.Popen([sys.executable, "-c", TAKE, ledger.path], stderr=subprocess.PIPE, text=True) as other:
+            said = other.communicate(timeout=60)[1]
+
+    assert "database is locked" in said
 
 
 def test_a_crash_between_a_line_and_its_anchor_is_forgiven(ledger_of, tmp_path):

@@ -1,6 +1,7 @@
 """A site that keeps a promise to its patients: what leaves it, what it charges, and when it stops."""
 
 import sqlite3
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from fedgan.assembly import build_site, networks_for
 from fedgan.errors import SettingsError
 from fedgan.federated.site import weights_of
 from fedgan.privacy.ledger import Ledger
-from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, digest_of
+from fedgan.records import GlobalModel, RoundTask, ScanCounts, SiteFailure, SiteUpdate, digest_of
 from fedgan.simulation import load_cohorts, simulated_site
 
 PRIVATE = ("privacy=patient", "privacy.cohort=12", "privacy.patients=4", "privacy.delta=0.005")
@@ -38,6 +39,23 @@ def test_nothing_leaves_but_noisy_steps_and_the_epsilon_that_is_spent(site_of):
     assert update.metrics == {"privacy/epsilon": ledger.spent(), "privacy/delta": ledger.delta}
     assert update.counts == ScanCounts(1, 1, 1, (1, 1))
     assert all(torch.isfinite(delta).all() for delta in update.delta.values())
+
+
+def test_no_patient_is_looked_at_to_see_whether_the_trained_weights_draw_a_map(site_of):
+    seen = []
+    sites = [site_of("local_steps=1", f"seed={seed}") for seed in (0, 1)]
+    sites[1].train_cohort = sites[1].train_cohort.take([])  # nobody at all
+
+    for site in sites:
+        validate = site.recipe.validate
+        site.recipe = replace(
+            site.recipe, validate=lambda networks, cohort, of=validate: seen.append(cohort) or of(networks, cohort)
+        )
+        assert isinstance(site.answer(task(site, local_steps=1)), SiteUpdate)
+
+    one, other = ({**asdict(cohort), "images": cohort.images.tolist()} for cohort in seen)
+    assert str(one) == str(other)
+    assert not seen[0].images.any()
 
 
 def test_the_counts_say_nothing_of_the_cohort(site_of):
@@ -127,6 +145,7 @@ def test_a_task_without_steps_is_answered_with_nothing(site_of):
     [
         ("select=best", "select=last"),
         ("compare=true", "compare=false"),
+        ("precision=bfloat16", "precision=float32 or auto"),
         ("aggregation.share=generator", "aggregation.share=both"),
         ("privacy.delta=0.01", "is no promise to each of 12 patients"),
         ("privacy.patients=13", "patients 13 is larger than cohort 12"),

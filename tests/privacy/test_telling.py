@@ -49,9 +49,13 @@ def test_an_account_with_training_that_promised_nothing_says_so_first_and_what_t
 
 
 @pytest.mark.parametrize(
-    ("cohort", "patients", "said"), [(2000, 512, "sensible from about"), (20, 4, "no number of patients makes sense")]
+    ("cohort", "patients", "said", "steps"),
+    [
+        (2000, 512, "sensible from about", "noisy steps for 2000"),
+        (20, 4, "no number of patients makes sense", "no number of noisy steps makes sense of it for 20"),
+    ],
 )
-def test_a_plan_says_the_noise_and_for_how_many_patients_it_makes_sense(tiny, cohort, patients, said):
+def test_a_plan_says_the_noise_and_for_how_many_patients_and_steps_it_makes_sense(tiny, cohort, patients, said, steps):
     told = tiny("privacy=patient", f"privacy.cohort={cohort}", f"privacy.patients={patients}", "privacy.delta=5e-5")
 
     lines = tell_plan(told.privacy, Length(rounds=10, local_steps=20, critic_steps=1), num_parameters=100_000)
@@ -59,3 +63,4 @@ def test_a_plan_says_the_noise_and_for_how_many_patients_it_makes_sense(tiny, co
     assert lines[0] == "epsilon 8 at delta 5e-05 over 400 noisy steps"
     assert "times the clipping norm" in lines[1]
     assert said in lines[3]
+    assert steps in lines[4]
