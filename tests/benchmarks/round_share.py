@@ -22,9 +22,9 @@ from link_cost import ROUND_S, commit_here, joined, machine
 
 SITES = ("CS", "DU", "FG", "HT")
 
-SETTINGS = ["model=tagsagan", "data.diseases=[glioma]", "data.intensity=tissue_median", "local_steps=40"]
+SETTINGS = ["model=tagsagan", "data.diseases=[glioma]", "data.intensity=tissue_median"]
 SETTINGS += ["quorum=4", "deadline_s=3600", "select=last"]
-"""As ``experiment=lgg-cpu``, one thread a site."""
+"""As ``experiment=lgg-cpu``, one thread a site; there, a round has 40 local steps."""
 
 
 def worked_s(site: Path) -> dict[int, int]:
@@ -37,7 +37,8 @@ def main() -> None:
     """Run a federation, and print what was found as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of lgg-flair-128")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--local-steps", type=int, default=40)
     parser.add_argument("--lines", type=Path, help="append what was found to this file")
     arguments = parser.parse_args()
     scans = {
@@ -57,7 +58,8 @@ def main() -> None:
         def take_part(site: str, place: Path) -> tuple[str, ...]:
             return ("-m", "client.cli", "--site", site, "--home", str(place))
 
-        with joined(folder, scans, [*SETTINGS, f"rounds={arguments.rounds}"], take_part) as federation:
+        length = [f"rounds={arguments.rounds}", f"local_steps={arguments.local_steps}"]
+        with joined(folder, scans, [*SETTINGS, *length], take_part) as federation:
             deadline = time.monotonic() + ROUND_S
             while (done := federation.finished()) < arguments.rounds:
                 if time.monotonic() > deadline:
@@ -68,7 +70,7 @@ def main() -> None:
     round_s = [entry["seconds"] for entry in history]
     longest_s = [max(of_site[entry["round"]] for of_site in worked) for entry in history]
     told = {
-        "rounds": len(round_s),
+        "local_steps": arguments.local_steps,
         "round_s": [round(seconds, 1) for seconds in round_s],
         "longest_site_s": longest_s,
         "share_first": round(1 - longest_s[0] / round_s[0], 3),
