@@ -29,8 +29,8 @@ FEWEST = 4
 CLEAR = 0.05
 """Median agreement below which sites have too little in common to tell who is apart."""
 
-APART = 0.25
-"""Share of the median agreement below which a site is apart."""
+APART, FAR_APART = 0.25, 0.1
+"""Share of the median agreement below which a site is apart, and so far apart that one group of tensors is enough."""
 
 AGREEMENT = "agreement/"
 """Begins the names of what the coordinator remembers of it: by group and site, a sum over rounds and their number."""
@@ -95,12 +95,12 @@ def remember(memory: Weights, found: Mapping[str, Mapping[str, float]]) -> dict[
 
 
 def apart(memory: Weights, found: Mapping[str, Mapping[str, float]], one_class: Collection[str] = ()) -> set[str]:
-    """Return the sites of this round that are apart in any group of tensors that they move and that can be judged.
+    """Return the sites of this round that are apart in all groups of tensors that can be judged, or far apart in one.
 
-    Who has scans of ``one_class`` only honestly leads elsewhere with one player, and must be apart in every group. They
-    are judged by what the ``memory`` holds of them, with this round or without.
+    Who has scans of ``one_class`` only honestly leads elsewhere with one player, and must be apart in all. They are
+    judged by what the ``memory`` holds of them, with this round or without.
     """
-    verdicts: dict[str, list[bool]] = {}
+    agreeing: dict[str, list[float]] = {}
     for group, of_sites in found.items():
         keys = {site: f"{AGREEMENT}{group}/{site}" for site in of_sites}
         told = {site: memory[key].tolist() for site, key in keys.items() if key in memory}
@@ -108,5 +108,7 @@ def apart(memory: Weights, found: Mapping[str, Mapping[str, float]], one_class: 
         usual = median(means.values()) if len(means) >= FEWEST else 0.0
         if usual >= CLEAR:
             for site, mean in means.items():
-                verdicts.setdefault(site, []).append(mean < APART * usual)
-    return {site for site, of_groups in verdicts.items() if (all if site in one_class else any)(of_groups)}
+                agreeing.setdefault(site, []).append(mean / usual)
+    in_all = {site for site, of_groups in agreeing.items() if max(of_groups) < APART}
+    far_in_one = {site for site, of_groups in agreeing.items() if min(of_groups) < FAR_APART}
+    return in_all | (far_in_one - set(one_class))
