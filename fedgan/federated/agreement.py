@@ -17,7 +17,7 @@ from fedgan.federated.tensors import Entry
 from fedgan.records import SiteUpdate, Weights
 from fedgan.streams import generator_for
 
-SAMPLE = 2**18
+SAMPLE = 2**17
 """Numbers of each group of tensors that are looked at, from places that no site can know before it has answered."""
 
 AT_ONCE = 2**13
