@@ -177,26 +177,31 @@ def judge(answers: Sequence[Answer], expected: Expected, entries: Mapping[str, E
 
 def judge_agreement(answers: Sequence[Answer], apart: Collection[str]) -> list[Answer]:
     """Return the answers, with a failure in place of the update of each site that is ``apart``."""
-
-    def refuse(update: SiteUpdate) -> None:
-        if update.site in apart:
-            raise Apart(
-                f"site {update.site} has led where no two others do; it must look at its labels and its training, "
-                "and the coordinator at the site"
-            )
-
-    return [_judged(answer, refuse) for answer in answers]
+    return _without(
+        answers,
+        apart,
+        Apart,
+        "has led where no two others do; it must look at its labels and its training, and the coordinator at the site",
+    )
 
 
 def leave_out(answers: Sequence[Answer], far: Collection[str]) -> list[Answer]:
     """Return the answers, with a failure in place of the update of each site that is ``far`` from the others."""
+    return _without(
+        answers,
+        far,
+        Distant,
+        "is left out, as aggregation.rule=krum leaves out whoever is farthest from the others; "
+        "if it is the same site for many rounds, the coordinator must look at it",
+    )
 
+
+def _without(
+    answers: Sequence[Answer], sites: Collection[str], refusal: type[UpdateRejected], reason: str
+) -> list[Answer]:
     def refuse(update: SiteUpdate) -> None:
-        if update.site in far:
-            raise Distant(
-                f"site {update.site} is left out, as aggregation.rule=krum leaves out whoever is farthest from the "
-                "others; if it is the same site for many rounds, the coordinator must look at it"
-            )
+        if update.site in sites:
+            raise refusal(f"site {update.site} {reason}")
 
     return [_judged(answer, refuse) for answer in answers]
 
