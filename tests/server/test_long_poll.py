@@ -21,6 +21,13 @@ def sent(tmp_path):
     return file, send
 
 
+async def asked_once(file):
+    """Return where site A has asked its first question, which does not wait."""
+    holding = LongPoll(file)
+    await holding.wait("A")
+    return holding
+
+
 def test_the_first_question_is_asked_at_once(sent):
     file, _ = sent
 
@@ -31,8 +38,7 @@ def test_the_next_question_is_asked_as_soon_as_tasks_have_been_sent(sent):
     file, send = sent
 
     async def ask_twice():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         asking = asyncio.create_task(holding.wait("A"))
         waits = not (await asyncio.wait([asking], timeout=3 * long_poll.LOOK_S))[0]
         send()
@@ -45,8 +51,7 @@ def test_tasks_that_are_sent_between_two_questions_are_not_missed(sent):
     file, send = sent
 
     async def ask_twice():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         send()
         return await asyncio.wait_for(holding.wait("A"), long_poll.HOLD_S / 2)
 
@@ -58,8 +63,7 @@ def test_a_question_is_asked_after_a_while_without_tasks(sent, monkeypatch):
     monkeypatch.setattr(long_poll, "HOLD_S", 0.1)
 
     async def ask_twice():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         return await asyncio.wait_for(holding.wait("A"), 10)
 
     assert asyncio.run(ask_twice())
@@ -70,8 +74,7 @@ def test_a_question_that_nobody_waits_for_takes_no_task(sent, again):
     file, send = sent
 
     async def die_and_return():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         dead = asyncio.create_task(holding.wait("A"))
         await asyncio.sleep(0)
         if again == "comes in anew":
@@ -88,8 +91,7 @@ def test_no_question_waits_or_is_asked_at_a_fence_that_closes(sent):
     file, _ = sent
 
     async def close():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         asking = asyncio.create_task(holding.wait("A"))
         await asyncio.sleep(0)
         holding.close()
@@ -102,8 +104,7 @@ def test_sites_wait_for_themselves(sent):
     file, send = sent
 
     async def ask():
-        holding = LongPoll(file)
-        await holding.wait("A")
+        holding = await asked_once(file)
         first = await holding.wait("B")
         both = asyncio.gather(holding.wait("A"), holding.wait("B"))
         await asyncio.sleep(0)
