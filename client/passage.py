@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from google.protobuf.message import Message
 
-from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send
+from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, once
 
 
 class AnswerRefused(Exception):
@@ -92,8 +92,4 @@ def asking(scope: Scope, path: str, content: Message) -> tuple[Scope, Receive]:
     body = content.SerializeToString()
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
     length = (b"content-length", str(len(body)).encode())
-
-    async def receive() -> MutableMapping[str, Any]:
-        return {"type": "http.request", "body": body}
-
-    return {**scope, "path": path, "headers": [*headers, length]}, receive
+    return {**scope, "path": path, "headers": [*headers, length]}, once(body)

@@ -99,6 +99,15 @@ async def answer(send: Send, status: int, *headers: tuple[bytes, bytes]) -> int:
     return status
 
 
+def once(body: bytes) -> Receive:
+    """Return what receives a request of this body."""
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    return receive
+
+
 async def _refuse_length(send: Send) -> int:
     return await answer(send, 413, (b"connection", b"close"))  # what is still to come is not read
 

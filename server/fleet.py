@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
 from fedgan.errors import FedganError, HomeError
-from fedgan.forward import MIB, MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
+from fedgan.forward import MIB, MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward, once
 from server.long_poll import SENT, LongPoll, bytes_sent
 from server.presence import PRESENCE, note_activation
 from server.registry import Member, Registry
@@ -76,7 +76,7 @@ class Fleet:
         if path == PULL:
             return await self._pull(scope, receive, send, member)
         if path == PUSH:
-            receive = _once(await _answer_of(receive, member.node))
+            receive = once(await _answer_of(receive, member.node))
         if path == PUSH_OBJECT:
             self._measure(scope, member.site)
         if path in (CONFIRM, PUSH):  # it has its task
@@ -159,10 +159,3 @@ async def _answer_of(receive: Receive, node: int | None) -> bytes:
     if [(one.metadata.src_node_id, bool(one.metadata.reply_to_message_id)) for one in messages] != [(node, True)]:
         raise Refusal(400, "a message that is not the site's answer to a task")
     return body
-
-
-def _once(body: bytes) -> Receive:
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request", "body": body}
-
-    return receive

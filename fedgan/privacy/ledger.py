@@ -215,9 +215,7 @@ class Ledger:
         """Hold the ledger against every other process; what is written counts when the block ends, or not at all."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(
-                FileExistsError
-            ):  # one that is there is not opened: closing it would drop this process's locks
+            with suppress(FileExistsError):  # what is there is not opened: closing it would drop this process's locks
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
             with closing(sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)) as database:
                 database.executescript(f"PRAGMA journal_mode = DELETE; PRAGMA synchronous = EXTRA; {SCHEMA}")
