@@ -8,6 +8,7 @@ the order of arrival changes nothing, to the bit.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from fedgan.records import Answer, Contribution, GlobalModel, ScanCounts, SiteUp
 COUNTS = "counts/"
 """What the coordinator's memory calls the scan counts of each site that it has heard of."""
 
+ALIKE = ShareRule(exponent=0.0)
+
 WHOLE: Norms = {}
 """The factors of a site whose step is not shortened."""
 
@@ -37,8 +40,8 @@ class _Voice:
     site: str
     delta: Weights
     counts: ScanCounts
-    driven: Mapping[str, int]
-    """Network to number of scans that train it."""
+    driven: Mapping[str, Sequence[int]]
+    """Network to numbers of scans that train its terms."""
     factor: Norms
     """To what part of it its step is shortened, by ``Entry.moves_with``, if at all."""
 
@@ -48,8 +51,8 @@ class GanFedAvg:
     """Checks and combines the updates of a run's rounds, each network by the scans that train it."""
 
     entries: Mapping[str, Entry]
-    driven_by: Callable[[ScanCounts], Mapping[str, int]]
-    """By how many of a site's scans each network is trained."""
+    driven_by: Callable[[ScanCounts], Mapping[str, Sequence[int]]]
+    """By how many of a site's scans each network's terms are trained."""
     sharing: Sharing | None = None
     """What is sent after each round; None is everything."""
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
@@ -142,15 +145,19 @@ class GanFedAvg:
             return
         length = before.numel() // len(before)
         for row in range(len(before)):
-            counts = [voice.driven[entry.network] and voice.counts.by_disease[row] for voice in voices]
-            yield range(row * length, (row + 1) * length), self._counted(counts)
+            yield range(row * length, (row + 1) * length), self._shares_of_row(entry.network, row, voices)
 
     def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
-        return self._counted([voice.driven[network] for voice in voices])
+        """Return each site's share of a network: the mean of its shares of all terms that any site can train."""
+        driven = [voice.driven[network] for voice in voices]
+        if self.rule is not weighted_mean:  # looks at each number by itself, not at shares
+            return shares([sum(terms) for terms in driven], ALIKE)
+        of_term = [shares(counts, self.share_rule) for counts in zip(*driven, strict=True) if any(counts)]
+        return [fmean(of_site) for of_site in zip(*of_term, strict=True)] or [0.0 for _ in voices]
 
-    def _counted(self, counts: Sequence[int]) -> list[float]:
-        """Return shares by the run's rule: all alike where it looks at each number by itself."""
-        return shares(counts, self.share_rule if self.rule is weighted_mean else ShareRule(exponent=0.0))
+    def _shares_of_row(self, network: str, row: int, voices: Sequence[_Voice]) -> list[float]:
+        counts = [voice.counts.by_disease[row] if any(voice.driven[network]) else 0 for voice in voices]
+        return shares(counts, self.share_rule if self.rule is weighted_mean else ALIKE)
 
     def _pool(self, name: str, before: Weights, voices: Sequence[_Voice]) -> Tensor:
         r"""Return a running mean or variance of all sites' scans.

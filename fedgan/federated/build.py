@@ -98,7 +98,7 @@ def build_sharing(
         return Sharing(rounds, dict.fromkeys(found, 1))
     steps = {Side.GENERATOR: settings.generator_every, Side.CRITIC: settings.discriminator_every}
     everything = ScanCounts(1, 1, 1, (1,) * num_diseases)
-    trained = {network for network, scans in method.driven_by(everything).items() if scans}
+    trained = {network for network, scans in method.driven_by(everything).items() if any(scans)}
     shared = trained & _shared(settings.share, found, trained)
     local = (Role.STATISTIC, Role.COUNTER) if settings.statistics == "local" else ()
     return Sharing(

@@ -27,8 +27,11 @@ class Method(Protocol):
         """Return which network is the moving average of which, by name."""
         ...
 
-    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
-        """Return by how many of a site's scans each network is trained there: 0 where no term of it can be had."""
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, tuple[int, ...]]:
+        """Return by how many of a site's scans each network's terms are trained there: 0 for one that cannot be had.
+
+        A number stands for the terms that look at the same scans, as all that look at normal ones.
+        """
         ...
 
     def by_disease(self) -> Collection[str]:

@@ -93,12 +93,12 @@ class SAGAN(nn.Module):
         """Return which network follows which."""
         return {"average": "generator"} if self.average is not None else {}
 
-    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
-        """Return by how many scans each network is trained: the generator by all it sees, the critic by the normals."""
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, tuple[int, ...]]:
+        """Return what drives each network: what the generator heals and what it keeps, and the critic's normal scans."""
         suspects = counts.abnormal + counts.unlabelled
-        seen = counts.normal + (suspects if self.weights.adversarial else 0)
+        healed_and_kept = (suspects if self.weights.adversarial else 0, counts.normal)
         real = counts.normal if self.weights.adversarial and suspects else 0
-        return {"generator": seen, "average": seen, "critic": real}
+        return {"generator": healed_and_kept, "average": healed_and_kept, "critic": (real,)}
 
     def by_disease(self) -> Collection[str]:
         """Return nothing: no disease is told from another."""

@@ -103,19 +103,19 @@ class TagGAN(nn.Module):
         """Return which network follows which."""
         return {"forward_average": "forward_generator"}
 
-    def driven_by(self, counts: ScanCounts) -> Mapping[str, int]:
-        """Return by how many scans each network is trained: generators by all they see, critics by the real ones."""
+    def driven_by(self, counts: ScanCounts) -> Mapping[str, tuple[int, ...]]:
+        """Return what drives each network: the generators' two kinds of scans, and the critics' real ones."""
         weights, suspects = self.weights, counts.abnormal + counts.unlabelled
         play = weights.adversarial and counts.normal and suspects
         circle = weights.cycle and counts.normal and counts.abnormal
         judge = weights.classifier and counts.normal and counts.abnormal
         return {
-            "forward_generator": suspects + counts.normal,
-            "forward_average": suspects + counts.normal,
-            "backward_generator": counts.abnormal + counts.normal if weights.cycle else 0,
-            "normal_discriminator": counts.normal if play else 0,
-            "abnormal_discriminator": counts.abnormal if weights.adversarial and circle else 0,
-            "classifier": counts.labelled if judge else 0,
+            "forward_generator": (suspects, counts.normal),
+            "forward_average": (suspects, counts.normal),
+            "backward_generator": (counts.abnormal, counts.normal) if weights.cycle else (0, 0),
+            "normal_discriminator": (counts.normal if play else 0,),
+            "abnormal_discriminator": (counts.abnormal if weights.adversarial and circle else 0,),
+            "classifier": (counts.labelled if judge else 0,),
         }
 
     def by_disease(self) -> Collection[str]:

@@ -86,7 +86,7 @@ def trained(method: Method, player: Iterable[nn.Parameter]) -> list[nn.Parameter
     """Return the player's parameters of the networks that some term trains, whoever is drawn; others never move."""
     scans = method.driven_by(ScanCounts(1, 1, 1))
     named = cast("nn.Module", method).named_parameters()
-    driven = {parameter for name, parameter in named if scans.get(name.partition(".")[0], 0) > 0}
+    driven = {parameter for name, parameter in named if any(scans.get(name.partition(".")[0], ()))}
     return [parameter for parameter in player if parameter in driven]
 
 

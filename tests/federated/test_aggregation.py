@@ -33,7 +33,10 @@ MOVES = [Plain(), Momentum(1.0, 0.9), Adaptive(0.1, (0.5, 0.99), 1e-3)]
 def aggregation(entries=None, **terms):
     return GanFedAvg(
         entries or {"w": WEIGHT},
-        lambda counts: {"generator": counts.labelled, "critic": counts.normal if counts.abnormal else 0},
+        lambda counts: {
+            "generator": (counts.abnormal, counts.normal),
+            "critic": (counts.normal if counts.abnormal else 0,),
+        },
         **terms,
     )
 
@@ -107,7 +110,7 @@ def test_the_model_that_was_asked_about_stays_as_it_is():
     assert before.weights["w"].tolist() == [1.0]
 
 
-def test_each_network_counts_by_the_scans_that_train_it():
+def test_each_term_of_a_network_counts_by_the_scans_that_train_it():
     both = {"w": WEIGHT, "c": Entry(Role.WEIGHT, Side.CRITIC, "critic")}
     updates = [
         update("A", {"w": [4.0], "c": [4.0]}, normal=10, abnormal=30),
@@ -117,9 +120,17 @@ def test_each_network_counts_by_the_scans_that_train_it():
 
     moved, contribution = aggregation(both).aggregate(model(w=[0.0], c=[0.0]), updates)
 
-    assert moved.weights["w"].item() == pytest.approx(4 / 3)
+    assert moved.weights["w"].item() == pytest.approx(4 * (30 / 40 + 10 / 80) / 2)
     assert moved.weights["c"].item() == pytest.approx(1.0)
-    assert contribution.shares["normals only"]["critic"] == 0.0
+    assert contribution.shares["normals only"] == pytest.approx({"generator": (0 + 40 / 80) / 2, "critic": 0.0})
+
+
+def test_a_term_that_no_site_can_train_takes_nothing_from_the_others():
+    updates = [update("A", {"w": [4.0]}, normal=10, abnormal=0), update("B", {"w": [0.0]}, normal=30, abnormal=0)]
+
+    moved = after(aggregation(), model(w=[0.0]), updates)
+
+    assert moved["w"].item() == pytest.approx(1.0)
 
 
 def test_a_network_that_no_site_can_train_stays_as_it_is():
@@ -374,7 +385,7 @@ def test_only_networks_that_were_sent_are_counted():
 def test_a_site_that_is_missing_stays_planned_for():
     rule = aggregation()
     first, _, _ = one_round(
-        rule, model(w=[0.0]), [update("A", {"w": [1.0]}), update("B", {"w": [1.0]}, normal=2, abnormal=4)]
+        rule, model(w=[0.0]), [update("A", {"w": [1.0]}), update("B", {"w": [1.0]}, normal=3, abnormal=3)]
     )
 
     _, _, contribution = one_round(rule, first, [update("A", {"w": [1.0]})])
@@ -401,7 +412,7 @@ def test_every_choice_combines_every_model_of_ours(chosen, method, tiny):
     assert answers[:2] == updates[:2]
     assert answers[2] == (SiteFailure("C", 0, "Distant") if chosen == "krum" else updates[2])
     for name, entry in entries(networks).items():
-        expected = 0.5 if chosen == "fedavg" or trained[entry.network] else 0.0
+        expected = 0.5 if chosen == "fedavg" or any(trained[entry.network]) else 0.0
         assert torch.allclose(moved.weights[name], before.weights[name] + expected, atol=1e-6), name
 
 

@@ -60,7 +60,7 @@ def test_who_flips_one_player_alone_is_apart_too(player):
 
 def test_who_has_scans_of_one_class_only_may_lead_elsewhere_with_one_player():
     model = GlobalModel(0, {"g": torch.zeros(SIZE), "c": torch.zeros(SIZE)})
-    rule = GanFedAvg(ENTRIES, lambda counts: {"g": counts.labelled, "c": counts.labelled})
+    rule = GanFedAvg(ENTRIES, lambda counts: {"g": (counts.labelled,), "c": (counts.labelled,)})
     other = honest("Z")
     updates = [replace(honest(site), digest=model.digest, counts=ScanCounts(1, 1)) for site in "ABC"]
     one_class = replace(other, digest=model.digest, delta={**other.delta, "g": -other.delta["g"]})
@@ -111,7 +111,7 @@ def test_agreements_do_not_depend_on_the_order_of_arrival(order):
 
 def test_a_site_that_is_apart_is_remembered_and_refused_if_it_is_so_again():
     model = GlobalModel(0, {"g": torch.zeros(SIZE), "c": torch.zeros(SIZE)})
-    rule = GanFedAvg(ENTRIES, lambda counts: {"g": counts.labelled, "c": counts.labelled})
+    rule = GanFedAvg(ENTRIES, lambda counts: {"g": (counts.labelled,), "c": (counts.labelled,)})
     digest = digest_of(model.weights)
     updates = [
         SiteUpdate(each.site, 0, digest, each.delta, each.counts, {})

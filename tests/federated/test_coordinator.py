@@ -11,7 +11,7 @@ from fedgan.federated.tensors import Entry, Role, Side
 from fedgan.records import GlobalModel, ScanCounts, SiteFailure, SiteUpdate, digest_of
 
 UNTRAINED = GlobalModel(0, {"w": torch.zeros(1)})
-AVERAGING = GanFedAvg({"w": Entry(Role.WEIGHT, Side.GENERATOR, "w")}, lambda counts: {"w": counts.labelled})
+AVERAGING = GanFedAvg({"w": Entry(Role.WEIGHT, Side.GENERATOR, "w")}, lambda counts: {"w": (counts.labelled,)})
 
 
 class Recording:
