@@ -92,7 +92,7 @@ class GanFedAvg(FedAvg):
         self.names = list(dict.fromkeys(entry.network for entry in found.values()))
         self.combination = Combination(
             found,
-            lambda counts: dict(zip(self.names, counts.by_disease, strict=True)),
+            lambda counts: {name: (count,) for name, count in zip(self.names, counts.by_disease, strict=True)},
             share_rule=share_rule or ShareRule(),
             rule=rule,
             move=move or Plain(),

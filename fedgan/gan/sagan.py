@@ -94,7 +94,7 @@ class SAGAN(nn.Module):
         return {"average": "generator"} if self.average is not None else {}
 
     def driven_by(self, counts: ScanCounts) -> Mapping[str, tuple[int, ...]]:
-        """Return what drives each network: what the generator heals and what it keeps, and the critic's normal scans."""
+        """Return what drives each network: what the generator heals and keeps, and the critic's normal scans."""
         suspects = counts.abnormal + counts.unlabelled
         healed_and_kept = (suspects if self.weights.adversarial else 0, counts.normal)
         real = counts.normal if self.weights.adversarial and suspects else 0
