@@ -71,9 +71,10 @@ def reader(encoded: Weights, name: str) -> Callable[[slice], Tensor]:
     scales = encoded[f"{name}{SCALE}"]
 
     def read(part: slice) -> Tensor:
-        first, last = part.start // BLOCK, -(-part.stop // BLOCK)
-        of_each = scales[first:last].repeat_interleave(BLOCK)[part.start - first * BLOCK :]
-        return flat[part] * of_each[: part.stop - part.start]
+        start, stop, _ = part.indices(len(flat))
+        first, last = start // BLOCK, -(-stop // BLOCK)
+        of_each = scales[first:last].repeat_interleave(BLOCK)[start - first * BLOCK :]
+        return flat[part] * of_each[: stop - start]
 
     return read
 
@@ -90,7 +91,7 @@ def decode(encoded: Weights) -> dict[str, Tensor]:
 
 def _decoded(encoded: Weights, name: str) -> Tensor:
     tensor = encoded[name]
-    whole = part_of(encoded, name, slice(0, tensor.numel())).view_as(tensor)
+    whole = part_of(encoded, name, slice(None)).view_as(tensor)
     return whole.float() if tensor.dtype == torch.float16 else whole
 
 

@@ -116,7 +116,7 @@ def measure(update: SiteUpdate, entries: Mapping[str, Entry]) -> Norms:
     """
     squares = {group: 0.0 for entry in entries.values() if (group := entry.moves_with)}
     for name in names_in(update.delta):
-        tensor = part_of(update.delta, name, slice(0, update.delta[name].numel()))
+        tensor = part_of(update.delta, name, slice(None))
         norm = float(torch.linalg.vector_norm(tensor, dtype=_wide(tensor))) if tensor.is_floating_point() else 0.0
         if entries[name].role is Role.COUNTER and not 0 <= int(tensor.abs().max()) < MOST_BATCHES:
             raise NotFinite(f"site {update.site} counts more batches than there can be; it must update fedgan")
