@@ -1,8 +1,9 @@
 """Time and memory of combining a round's updates of sagan_released (90 million parameters), against a bare loop.
 
     python tests/benchmarks/aggregate.py --updates 50
+    python tests/benchmarks/aggregate.py --ways ours aggregation=median
 
-Three ways, in turn, each in a process of its own with one thread: a bare loop of ``torch.add_`` over the same bytes;
+Three ways, in turn, each in a process of its own with equal threads: a bare loop of ``torch.add_`` over the same bytes;
 ours, every check of an update included; and Flower's own FedAvg, which wants all updates in memory as messages, and so
 gets only ``--in-memory`` of them (its time is without the making of these). Updates are made on the fly: parts of one
 buffer of random numbers, from another place for each site, so that neither a disk nor a generator is measured. Memory
@@ -15,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -104,10 +105,10 @@ def flower(model: GlobalModel, deltas: list[OnTheFly]) -> Callable[[], object]:
 WAYS = ("bare", "ours", "flower")
 
 
-def measure(way: str, updates: int) -> dict[str, float]:
+def measure(way: str, updates: int, threads: int = 1, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Run one way in this process and return its seconds and how much its memory grew."""
-    torch.set_num_threads(1)
-    settings = load("simulate", Simulation, ["model=sagan_released", "data.size=64"])
+    torch.set_num_threads(threads)
+    settings = load("simulate", Simulation, ["model=sagan_released", "data.size=64", *overrides])
     networks = networks_for(settings)
     model = GlobalModel(0, weights_of(networks))
     aggregation = aggregation_in(settings, networks)
@@ -141,17 +142,21 @@ def _held_mib() -> float:
 def main() -> None:
     """Measure each way in turn, and print time and memory with their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings of ours, as aggregation=median")
     parser.add_argument("--updates", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--in-memory", type=int, default=8, help="updates for Flower's FedAvg")
     parser.add_argument("--way", choices=WAYS, help="only this one, as JSON")
     told = parser.parse_args()
     if told.way:
-        print(json.dumps(measure(told.way, told.updates)))
+        print(json.dumps(measure(told.way, told.updates, told.threads, told.overrides)))
         return
     found = {}
-    for way in WAYS:
+    for way in told.ways:
         count = told.in_memory if way == "flower" else told.updates
-        command = [sys.executable, __file__, "--way", way, "--updates", str(count)]
+        command = [sys.executable, __file__, *told.overrides, "--way", way, "--updates", str(count)]
+        command += ["--threads", str(told.threads)]
         found[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         per_update = found[way]["seconds"] / count
         print(
@@ -159,7 +164,8 @@ def main() -> None:
             f"{found[way]['mib']:.0f} MiB or {found[way]['models']:.2f} models beyond the global one",
             flush=True,
         )
-    print(f"ours / bare: {found['ours']['seconds'] / found['bare']['seconds']:.2f} of its time")
+    if {"ours", "bare"} <= found.keys():
+        print(f"ours / bare: {found['ours']['seconds'] / found['bare']['seconds']:.2f} of its time")
 
 
 if __name__ == "__main__":
