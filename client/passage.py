@@ -1,4 +1,4 @@
-"""Requests and answers on their way through the gate: counted, held until all is there, made anew, or refused."""
+"""Requests and answers on their way through the gate: held until all is there, made anew, or refused."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from google.protobuf.message import Message
 
-from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, once
+from fedgan.forward import Receive, Scope, Send, once
 
 
 class AnswerRefused(Exception):
@@ -25,23 +25,6 @@ def plain(send: Send) -> Send:
         await send(event)
 
     return send_plain
-
-
-@dataclass(slots=True)
-class Arriving:
-    """How much of the present task has come, and how much may."""
-
-    total: int = 0
-    most: int = MOST_FLEET_BYTES
-
-    def counted(self, send: Send) -> Send:
-        """Return a ``send`` that counts what passes."""
-
-        async def send_counted(event: MutableMapping[str, Any]) -> None:
-            self.total += len(event.get("body", b""))
-            await send(event)
-
-        return send_counted
 
 
 @dataclass(slots=True)
@@ -69,22 +52,6 @@ class Held:
         length = (b"content-length", str(len(self.body)).encode())
         await send({**self.start, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": bytes(self.body)})
-
-
-async def whole(receive: Receive) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        ConnectionError: the SuperNode has left before its end.
-    """
-    body, more = bytearray(), True
-    while more:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise ConnectionError("the SuperNode has left")
-        body += event.get("body", b"")
-        more = event.get("more_body", False)
-    return bytes(body)
 
 
 def asking(scope: Scope, path: str, content: Message) -> tuple[Scope, Receive]:

@@ -6,6 +6,7 @@ Whether a request may pass at all is for them to say. Here is only how: bounded,
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -38,12 +39,12 @@ POOL: Mapping[str, Any] = {"max_connections": None, "max_keepalive_connections":
 FAULTS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ProxyError)
 
 
-class _TooMuch(Exception):
+class TooMuch(ConnectionError):
     """A body is longer than it may be."""
 
 
-class _Gone(Exception):
-    """Who asked has left."""
+class Gone(ConnectionError):
+    """Who asked has left before the end of what was asked."""
 
 
 Client = httpcore.AsyncConnectionPool
@@ -78,14 +79,14 @@ async def forward(scope: Scope, receive: Receive, send: Send, client: Client, ur
     if int(told.get(b"content-length", 0)) > most_bytes:
         return await _refuse_length(send)
     has_body = b"content-length" in told or b"transfer-encoding" in told
-    content = _body(receive, most_bytes) if has_body else None
+    content = _parts(receive, most_bytes) if has_body else None
     headers = _end_to_end(scope["headers"])
     try:
         async with client.stream(scope["method"], url, headers=headers, content=content, extensions=PATIENCE) as came:
             return await _hand_back(came, send, most_bytes)
-    except _TooMuch:
+    except TooMuch:
         return await _refuse_length(send)
-    except _Gone:
+    except Gone:
         return 499
     except FAULTS as fault:
         log.warning("%s: %s", url, type(fault).__name__)
@@ -106,6 +107,33 @@ def once(body: bytes) -> Receive:
         return {"type": "http.request", "body": body}
 
     return receive
+
+
+async def whole(receive: Receive, most_bytes: int = MOST_FLEET_BYTES) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        TooMuch: it is longer than ``most_bytes``.
+        Gone: who asked has left before its end.
+    """
+    return b"".join([part async for part in _parts(receive, most_bytes)])
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many bytes have been sent, and how many may be."""
+
+    total: int = 0
+    most: int = MOST_FLEET_BYTES
+
+    def counting(self, send: Send) -> Send:
+        """Return a ``send`` that counts what passes."""
+
+        async def send_counted(event: MutableMapping[str, Any]) -> None:
+            self.total += len(event.get("body", b""))
+            await send(event)
+
+        return send_counted
 
 
 async def _refuse_length(send: Send) -> int:
@@ -130,16 +158,16 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
     return came.status
 
 
-async def _body(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
+async def _parts(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
     total, more = 0, True
     while more:
         event = await receive()
         if event["type"] == "http.disconnect":
-            raise _Gone
+            raise Gone
         part = event.get("body", b"")
         total, more = total + len(part), event.get("more_body", False)
         if total > most_bytes:
-            raise _TooMuch
+            raise TooMuch
         yield part
 
 
