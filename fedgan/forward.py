@@ -3,11 +3,12 @@
 Whether a request may pass at all is for them to say. Here is only how: bounded, and neither side hears of the other.
 """
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -20,6 +21,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+Given = TypeVar("Given")
+
 MIB = 2**20
 
 MOST_FLEET_BYTES = 32 * MIB
@@ -31,8 +34,10 @@ ONE_HOP = frozenset(
 )
 """Headers of one connection (RFC 9110, 7.6.1), and what says where a request came from: not for the server behind."""
 
-PATIENCE = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}}
-"""Seconds."""
+PATIENCE_S = 60.0
+"""How long either side may be silent in the middle of a request: a link can fall silent and never break."""
+
+PATIENCE = {"timeout": {"connect": 10.0, "read": PATIENCE_S, "write": PATIENCE_S, "pool": PATIENCE_S}}
 
 POOL: Mapping[str, Any] = {"max_connections": None, "max_keepalive_connections": 64, "keepalive_expiry": 15.0}
 
@@ -44,7 +49,7 @@ class TooMuch(ConnectionError):
 
 
 class Gone(ConnectionError):
-    """Who asked has left before the end of what was asked."""
+    """Who asked has left, or takes and gives nothing more."""
 
 
 Client = httpcore.AsyncConnectionPool
@@ -114,7 +119,7 @@ async def whole(receive: Receive, most_bytes: int = MOST_FLEET_BYTES) -> bytes:
 
     Raises:
         TooMuch: it is longer than ``most_bytes``.
-        Gone: who asked has left before its end.
+        Gone: who asked has left before its end, or is silent.
     """
     return b"".join([part async for part in _parts(receive, most_bytes)])
 
@@ -151,7 +156,7 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
             total += len(part)
             if total > most_bytes:
                 raise ConnectionError("the server behind sends more than it may")
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await _in_time(send({"type": "http.response.body", "body": part, "more_body": True}))
     except FAULTS as fault:  # too late for another status
         raise ConnectionError(f"the server behind broke off ({type(fault).__name__})") from fault
     await send({"type": "http.response.body", "body": b""})
@@ -161,7 +166,7 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
 async def _parts(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
     total, more = 0, True
     while more:
-        event = await receive()
+        event = await _in_time(receive())
         if event["type"] == "http.disconnect":
             raise Gone
         part = event.get("body", b"")
@@ -169,6 +174,19 @@ async def _parts(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
         if total > most_bytes:
             raise TooMuch
         yield part
+
+
+async def _in_time(theirs: Awaitable[Given]) -> Given:
+    """Return what who asked gives or takes.
+
+    Raises:
+        Gone: that is nothing for ``PATIENCE_S``.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await theirs
+    except TimeoutError as silence:
+        raise Gone from silence
 
 
 def _end_to_end(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

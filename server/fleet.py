@@ -154,7 +154,7 @@ async def _answer_of(receive: Receive, node: int | None) -> bytes:
 
     Raises:
         Refusal: the message is another.
-        Gone: who sent it has left before its end.
+        Gone: who sent it has left before its end, or is silent.
     """
     try:
         body = await whole(receive, MOST_PUSH_BYTES)
