@@ -48,15 +48,17 @@ class Held:
 
     async def release(self, send: Send) -> None:
         """Send all of it, at its present length."""
-        headers = [(name, value) for name, value in self.start["headers"] if name != b"content-length"]
-        length = (b"content-length", str(len(self.body)).encode())
-        await send({**self.start, "headers": [*headers, length]})
+        await send({**self.start, "headers": _measured(self.start["headers"], self.body)})
         await send({"type": "http.response.body", "body": bytes(self.body)})
 
 
 def asking(scope: Scope, path: str, content: Message) -> tuple[Scope, Receive]:
     """Return a request like the one in ``scope``, by whose headers Flower knows the site, with another content."""
     body = content.SerializeToString()
-    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-    length = (b"content-length", str(len(body)).encode())
-    return {**scope, "path": path, "headers": [*headers, length]}, once(body)
+    return {**scope, "path": path, "headers": _measured(scope["headers"], body)}, once(body)
+
+
+def _measured(headers: list[tuple[bytes, bytes]], body: bytes | bytearray) -> list[tuple[bytes, bytes]]:
+    """Return headers with the length of this body."""
+    others = [(name, value) for name, value in headers if name != b"content-length"]
+    return [*others, (b"content-length", str(len(body)).encode())]
