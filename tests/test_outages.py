@@ -31,7 +31,7 @@ SITES = ("A", "B")
 DEADLINE_S = 120
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
 
-ROUNDS = 1 + 4 * KILLS
+ROUNDS = 1 + 6 * KILLS
 """So many that the run is hardly over before its last kill."""
 
 LONGEST_PAUSE_S = 30.0
@@ -62,6 +62,13 @@ AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "server.engine", "flowe
 
 SUPERLINK, SUPERNODE = "server.engine", "flower-supernode"
 """What is stopped, and goes on after a while."""
+
+
+Places = list[tuple[Path, str]]
+"""Homes, and words of what is to break there."""
+
+Breaking = Callable[[Path, str], int]
+"""Breaks what is to break, and returns how many processes that were."""
 
 
 def processes_of(folder: Path, word: str = "") -> dict[int, str]:
@@ -184,8 +191,8 @@ def test_whatever_is_killed_or_stands_still_the_run_goes_on_to_its_end_and_nothi
     with ExitStack() as running:
         federation = Outages(folder, running)
         federation.begin(ROUNDS)
-        for _ in range(KILLS):
-            break_something(federation, chance)
+        for what, places in outages(federation, chance):
+            break_something(federation, chance, what, places)
         while not federation.is_over():
             federation.wait_for_round()
         federation.wait(
@@ -198,18 +205,26 @@ def test_whatever_is_killed_or_stands_still_the_run_goes_on_to_its_end_and_nothi
     federation.wait(lambda: not processes_of(folder), "the end of all processes", 30)
 
 
-def break_something(federation: Outages, chance: random.Random) -> None:
+def outages(federation: Outages, chance: random.Random) -> list[tuple[Breaking, Places]]:
+    """Return what happens, and to which of what: of each three outages one is of each kind."""
+    sites = [federation.folder / f"site-{site}" for site in SITES]
+    killed = [(home, word) for home in sites for word in AT_A_SITE]
+    killed += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
+    kinds = [
+        (federation.kill, killed),
+        (federation.stop, [(federation.home.path, SUPERLINK)]),
+        (federation.stop, [(home, SUPERNODE) for home in sites]),
+    ]
+    return [kind for _ in range(KILLS) for kind in chance.sample(kinds, len(kinds))][:KILLS]
+
+
+def break_something(federation: Outages, chance: random.Random, what: Breaking, places: Places) -> None:
     """Kill or stop something that is there at a random moment of the next rounds; some of it comes and goes."""
     longest = LONGEST_PAUSE_S
     if federation.look():
         federation.wait_for_round()
         longest = min(longest, 2 * federation.last_seconds())
     time.sleep(chance.uniform(0, longest))
-    sites = [federation.folder / f"site-{site}" for site in SITES]
-    killed = [(home, word) for home in sites for word in AT_A_SITE]
-    killed += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
-    stopped = [(federation.home.path, SUPERLINK)] * len(SITES) + [(home, SUPERNODE) for home in sites]
-    what, places = chance.choice(((federation.kill, killed), (federation.stop, stopped)))
     while True:
         home, word = chance.choice(places)
         kept = federation.wait_for_round(lambda home=home, word=word: bool(processes_of(home, word)))
