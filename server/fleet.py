@@ -158,9 +158,10 @@ async def _answer_of(receive: Receive, node: int | None) -> bytes:
     """
     try:
         body = await whole(receive, MOST_PUSH_BYTES)
-        messages = PushMessagesRequest.FromString(body).messages_list
     except TooMuch as fault:
         raise Refusal(413, "too long") from fault
+    try:
+        messages = PushMessagesRequest.FromString(body).messages_list
     except DecodeError:
         messages = ()
     if [(one.metadata.src_node_id, bool(one.metadata.reply_to_message_id)) for one in messages] != [(node, True)]:
