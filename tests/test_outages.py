@@ -31,17 +31,17 @@ SITES = ("A", "B")
 DEADLINE_S = 120
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
 
-ROUNDS = 1 + 6 * KILLS
-"""So many that the run is hardly over before its last kill."""
+ROUNDS = 1 + 8 * KILLS
+"""So many that the run is hardly over before its last outage."""
 
 LONGEST_PAUSE_S = 30.0
-"""Between a kept round and the next kill, at most, and at most as long as two such rounds took."""
+"""Between a kept round and the next outage, at most, and at most as long as two such rounds took."""
 
 STOPPED_S = DEADLINE_S + 10
 """How long what is stopped stands still: longer than a round may last."""
 
 STUCK_S = 5 * DEADLINE_S
-"""Longest time to the next kept round after a kill: Flower takes a minute to see a loss, and another to take back."""
+"""Longest time to the next kept round: Flower takes a minute to see a loss, and another to take a site back."""
 
 TINY = (
     "name=outages",
