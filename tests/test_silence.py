@@ -20,7 +20,7 @@ from server.home import Home
 DEADLINE_S = 45
 """Seconds that sites have for a round: fewer than the minute after which Flower takes a silent site for gone."""
 
-SILENT_S = 100
+SILENT_S = 80
 """Longer than all that waits for a silent site: the deadline, Flower's minute, and that of gate and fence."""
 
 BACK_S = 240
