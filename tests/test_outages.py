@@ -28,7 +28,7 @@ SEED = int(os.environ.get("FEDGAN_SEED", secrets.randbelow(10**6)))
 
 SITES = ("A", "B")
 
-DEADLINE_S = 120
+DEADLINE_S = 90
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
 
 ROUNDS = 1 + 8 * KILLS
@@ -40,7 +40,7 @@ LONGEST_PAUSE_S = 30.0
 STOPPED_S = DEADLINE_S + 10
 """How long what is stopped stands still: longer than a round may last."""
 
-STUCK_S = 5 * DEADLINE_S
+STUCK_S = 600
 """Longest time to the next kept round: Flower takes a minute to see a loss, and another to take a site back."""
 
 TINY = (
