@@ -4,10 +4,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-import httpx
-
 from client.home import Home, Membership
-from client.link import proxy_for, tls_context
+from client.link import dial, tls_context
 from client.models import open_models
 from client.policy import read_policy
 from fedgan.audit import Audit
@@ -33,14 +31,8 @@ def install_as_they_come(
         HomeError: the site's keys are missing or damaged.
     """
     models, audit, pause = open_models(home), Audit(home.audit), LOOK_S
-    proxy = proxy_for(membership.address, read_policy(home.policy).proxy_ca)
-    with httpx.Client(
-        base_url=f"https://{membership.address}",
-        verify=tls_context(home),
-        proxy=proxy,
-        timeout=TIMEOUT_S,
-        trust_env=False,
-    ) as link:
+    proxy_ca = read_policy(home.policy).proxy_ca
+    with dial(membership.address, tls_context(home), proxy_ca, timeout_s=TIMEOUT_S) as link:
         while not stop.wait(pause):
             pause = min(2 * pause, LONGEST_PAUSE_S)
             try:

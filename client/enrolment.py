@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from pydantic import Field, ValidationError
 
 from client.home import Home, Membership
-from client.link import proxy_for
+from client.link import dial, no_way_to
 from fedgan.atomic import write_atomically
 from fedgan.audit import Audit
 from fedgan.errors import InvitationRefused, Unreachable
@@ -88,15 +88,11 @@ class Coordinator:
             raise Unreachable(f"{self.invitation.address} answers as no coordinator does; check the address") from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401 - as httpx takes it
-        address = self.invitation.address
         try:
-            return self.client.request(method, f"https://{address}{path}", **content)
+            return self.client.request(method, path, **content)
         except httpx.TransportError as fault:
             whose = " who answers is not the coordinator of this invitation;" if "CERTIFICATE" in str(fault) else ""
-            raise Unreachable(
-                f"{address} cannot be reached ({fault});{whose} is it up, and does the firewall or proxy let one "
-                "outgoing connection there?"
-            ) from fault
+            raise no_way_to(self.invitation.address, fault, whose) from fault
 
     def _said(self, response: httpx.Response) -> httpx.Response:
         if response.is_success:
@@ -130,8 +126,7 @@ def enrol(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=invitation.authority)
-    proxy = proxy_for(invitation.address, proxy_authority)
-    with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
+    with dial(invitation.address, context, proxy_authority, timeout_s=TIMEOUT_S) as client:
         coordinator = Coordinator(invitation, client)
         coordinator.ask(key)
         admission = _wait(coordinator, say, until)

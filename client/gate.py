@@ -32,11 +32,11 @@ from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign,
 from google.protobuf.message import DecodeError
 
 from client.loopback import SIGNER, Loopback
-from client.passage import AnswerRefused, Arriving, Held, asking, plain, whole
+from client.passage import AnswerRefused, Held, asking, plain
 from client.replies import silence
 from fedgan.audit import Audit
 from fedgan.errors import EngineFailed, FedganError
-from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward
+from fedgan.forward import MOST_FLEET_BYTES, Client, Receive, Scope, Send, Tally, answer, forward, whole
 
 FLEET = "/v1/fleet/"
 BRINGS_CODE = f"{FLEET}get-fab"
@@ -70,8 +70,8 @@ class Gate:
     """Returns how many bytes the policy allows a task now."""
     note: Callable[[int], None] = lambda status: None
     """Is told the status of each answer, so that somebody learns when there is no coordinator."""
-    arriving: Arriving = field(default_factory=Arriving)
-    """What the SuperNode is fetching now."""
+    arriving: Tally = field(default_factory=Tally)
+    """How much of the present task the SuperNode has fetched."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
@@ -110,7 +110,7 @@ class Gate:
             await answer(send, 413)
             await asyncio.to_thread(self.audit.record, "answer refused", reason="too long")
         else:
-            await self._forward(scope, receive, arriving.counted(send))
+            await self._forward(scope, receive, arriving.counting(send))
 
     def _most_bytes(self) -> int:
         try:

@@ -76,6 +76,25 @@ def proxy_for(address: str, authority: Path | None) -> httpx.Proxy | None:
     return httpx.Proxy(url, ssl_context=context if url.startswith("https:") else None)
 
 
+def dial(address: str, context: ssl.SSLContext, proxy_ca: Path | None, *, timeout_s: float) -> httpx.Client:
+    """Return what asks the coordinator at ``address``, through the proxy on the way there if there is one."""
+    return httpx.Client(
+        base_url=f"https://{address}",
+        verify=context,
+        proxy=proxy_for(address, proxy_ca),
+        timeout=timeout_s,
+        trust_env=False,
+    )
+
+
+def no_way_to(address: str, fault: httpx.TransportError, remark: str = "") -> Unreachable:
+    """Return that ``address`` cannot be reached, and why."""
+    return Unreachable(
+        f"{address} cannot be reached ({fault});{remark} is the coordinator up, and does the firewall or proxy let one "
+        "outgoing connection there?"
+    )
+
+
 def days_left(home: Home) -> int:
     """Return for how many more days the site's certificate holds; negative if it has expired.
 
@@ -118,15 +137,11 @@ def leave(home: Home, address: str, policy: Policy) -> None:
 
 
 def _ask(home: Home, address: str, policy: Policy, method: str, path: str) -> httpx.Response:
-    context, proxy = tls_context(home), proxy_for(address, policy.proxy_ca)
     try:
-        with httpx.Client(verify=context, proxy=proxy, timeout=TIMEOUT_S, trust_env=False) as client:
-            answer = client.request(method, f"https://{address}{path}")
+        with dial(address, tls_context(home), policy.proxy_ca, timeout_s=TIMEOUT_S) as client:
+            answer = client.request(method, path)
     except httpx.TransportError as fault:
-        raise Unreachable(
-            f"{address} cannot be reached ({fault}); is the coordinator up, and does the firewall or proxy let one "
-            "outgoing connection there?"
-        ) from fault
+        raise no_way_to(address, fault) from fault
     if answer.status_code in (401, 403):
         raise SiteRefused("the coordinator does not let this site in, or no longer; ask whether it has been revoked")
     if not answer.is_success:

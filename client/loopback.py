@@ -7,6 +7,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fedgan.atomic import write_atomically
 from fedgan.identity import Authority, new_key, private_pem
 
 SIGNER = "site-gate"
@@ -29,7 +30,11 @@ class Loopback:
 
 
 def make_loopback(folder: Path) -> Loopback:
-    """Return secrets made now, with their files in ``folder``."""
+    """Return secrets made now, with their files in ``folder``.
+
+    Raises:
+        HomeError: the folder cannot be written.
+    """
     authority, key, signer = Authority.found("site gate"), new_key(), Ed25519PrivateKey.generate()
     certificate = authority.sign_server(key.public_key(), ["localhost"])
     public = signer.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
@@ -44,7 +49,5 @@ def make_loopback(folder: Path) -> Loopback:
 
 
 def _written(path: Path, content: bytes) -> Path:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
+    write_atomically(path, content, secret=True)
     return path

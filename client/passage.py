@@ -1,4 +1,4 @@
-"""Requests and answers on their way through the gate: counted, held until all is there, made anew, or refused."""
+"""Requests and answers on their way through the gate: held until all is there, made anew, or refused."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from google.protobuf.message import Message
 
-from fedgan.forward import MOST_FLEET_BYTES, Receive, Scope, Send, once
+from fedgan.forward import Receive, Scope, Send, once
 
 
 class AnswerRefused(Exception):
@@ -25,23 +25,6 @@ def plain(send: Send) -> Send:
         await send(event)
 
     return send_plain
-
-
-@dataclass(slots=True)
-class Arriving:
-    """How much of the present task has come, and how much may."""
-
-    total: int = 0
-    most: int = MOST_FLEET_BYTES
-
-    def counted(self, send: Send) -> Send:
-        """Return a ``send`` that counts what passes."""
-
-        async def send_counted(event: MutableMapping[str, Any]) -> None:
-            self.total += len(event.get("body", b""))
-            await send(event)
-
-        return send_counted
 
 
 @dataclass(slots=True)
@@ -65,31 +48,17 @@ class Held:
 
     async def release(self, send: Send) -> None:
         """Send all of it, at its present length."""
-        headers = [(name, value) for name, value in self.start["headers"] if name != b"content-length"]
-        length = (b"content-length", str(len(self.body)).encode())
-        await send({**self.start, "headers": [*headers, length]})
+        await send({**self.start, "headers": _measured(self.start["headers"], self.body)})
         await send({"type": "http.response.body", "body": bytes(self.body)})
-
-
-async def whole(receive: Receive) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        ConnectionError: the SuperNode has left before its end.
-    """
-    body, more = bytearray(), True
-    while more:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise ConnectionError("the SuperNode has left")
-        body += event.get("body", b"")
-        more = event.get("more_body", False)
-    return bytes(body)
 
 
 def asking(scope: Scope, path: str, content: Message) -> tuple[Scope, Receive]:
     """Return a request like the one in ``scope``, by whose headers Flower knows the site, with another content."""
     body = content.SerializeToString()
-    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-    length = (b"content-length", str(len(body)).encode())
-    return {**scope, "path": path, "headers": [*headers, length]}, once(body)
+    return {**scope, "path": path, "headers": _measured(scope["headers"], body)}, once(body)
+
+
+def _measured(headers: list[tuple[bytes, bytes]], body: bytes | bytearray) -> list[tuple[bytes, bytes]]:
+    """Return headers with the length of this body."""
+    others = [(name, value) for name, value in headers if name != b"content-length"]
+    return [*others, (b"content-length", str(len(body)).encode())]

@@ -3,10 +3,12 @@
 Whether a request may pass at all is for them to say. Here is only how: bounded, and neither side hears of the other.
 """
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -19,6 +21,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+Given = TypeVar("Given")
+
 MIB = 2**20
 
 MOST_FLEET_BYTES = 32 * MIB
@@ -30,20 +34,22 @@ ONE_HOP = frozenset(
 )
 """Headers of one connection (RFC 9110, 7.6.1), and what says where a request came from: not for the server behind."""
 
-PATIENCE = {"timeout": {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}}
-"""Seconds."""
+PATIENCE_S = 60.0
+"""How long either side may be silent in the middle of a request: a link can fall silent and never break."""
+
+PATIENCE = {"timeout": {"connect": 10.0, "read": PATIENCE_S, "write": PATIENCE_S, "pool": PATIENCE_S}}
 
 POOL: Mapping[str, Any] = {"max_connections": None, "max_keepalive_connections": 64, "keepalive_expiry": 15.0}
 
 FAULTS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ProxyError)
 
 
-class _TooMuch(Exception):
+class TooMuch(ConnectionError):
     """A body is longer than it may be."""
 
 
-class _Gone(Exception):
-    """Who asked has left."""
+class Gone(ConnectionError):
+    """Who asked has left, or takes and gives nothing more."""
 
 
 Client = httpcore.AsyncConnectionPool
@@ -78,14 +84,14 @@ async def forward(scope: Scope, receive: Receive, send: Send, client: Client, ur
     if int(told.get(b"content-length", 0)) > most_bytes:
         return await _refuse_length(send)
     has_body = b"content-length" in told or b"transfer-encoding" in told
-    content = _body(receive, most_bytes) if has_body else None
+    content = _parts(receive, most_bytes) if has_body else None
     headers = _end_to_end(scope["headers"])
     try:
         async with client.stream(scope["method"], url, headers=headers, content=content, extensions=PATIENCE) as came:
             return await _hand_back(came, send, most_bytes)
-    except _TooMuch:
+    except TooMuch:
         return await _refuse_length(send)
-    except _Gone:
+    except Gone:
         return 499
     except FAULTS as fault:
         log.warning("%s: %s", url, type(fault).__name__)
@@ -108,6 +114,33 @@ def once(body: bytes) -> Receive:
     return receive
 
 
+async def whole(receive: Receive, most_bytes: int = MOST_FLEET_BYTES) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        TooMuch: it is longer than ``most_bytes``.
+        Gone: who asked has left before its end, or is silent.
+    """
+    return b"".join([part async for part in _parts(receive, most_bytes)])
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many bytes have been sent, and how many may be."""
+
+    total: int = 0
+    most: int = MOST_FLEET_BYTES
+
+    def counting(self, send: Send) -> Send:
+        """Return a ``send`` that counts what passes."""
+
+        async def send_counted(event: MutableMapping[str, Any]) -> None:
+            self.total += len(event.get("body", b""))
+            await send(event)
+
+        return send_counted
+
+
 async def _refuse_length(send: Send) -> int:
     return await answer(send, 413, (b"connection", b"close"))  # what is still to come is not read
 
@@ -123,24 +156,37 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
             total += len(part)
             if total > most_bytes:
                 raise ConnectionError("the server behind sends more than it may")
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await _in_time(send({"type": "http.response.body", "body": part, "more_body": True}))
     except FAULTS as fault:  # too late for another status
         raise ConnectionError(f"the server behind broke off ({type(fault).__name__})") from fault
     await send({"type": "http.response.body", "body": b""})
     return came.status
 
 
-async def _body(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
+async def _parts(receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
     total, more = 0, True
     while more:
-        event = await receive()
+        event = await _in_time(receive())
         if event["type"] == "http.disconnect":
-            raise _Gone
+            raise Gone
         part = event.get("body", b"")
         total, more = total + len(part), event.get("more_body", False)
         if total > most_bytes:
-            raise _TooMuch
+            raise TooMuch
         yield part
+
+
+async def _in_time(theirs: Awaitable[Given]) -> Given:
+    """Return what who asked gives or takes.
+
+    Raises:
+        Gone: that is nothing for ``PATIENCE_S``.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await theirs
+    except TimeoutError as silence:
+        raise Gone from silence
 
 
 def _end_to_end(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

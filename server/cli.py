@@ -39,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return int(arguments.command(arguments, home_at(arguments.home)))
-    except FedganError as refusal:
+    except (FedganError, OSError) as refusal:
         print(f"fed-server: {refusal}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"fed-server: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

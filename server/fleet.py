@@ -3,16 +3,28 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
 from fedgan.errors import FedganError, HomeError
-from fedgan.forward import MIB, MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward, once
+from fedgan.forward import (
+    MIB,
+    MOST_FLEET_BYTES,
+    Client,
+    Gone,
+    Receive,
+    Scope,
+    Send,
+    Tally,
+    TooMuch,
+    answer,
+    forward,
+    once,
+    whole,
+)
 from server.long_poll import SENT, LongPoll, bytes_sent
 from server.presence import PRESENCE, note_activation
 from server.registry import Member, Registry
@@ -76,7 +88,10 @@ class Fleet:
         if path == PULL:
             return await self._pull(scope, receive, send, member)
         if path == PUSH:
-            receive = once(await _answer_of(receive, member.node))
+            try:
+                receive = once(await _answer_of(receive, member.node))
+            except Gone:
+                return 499
         if path == PUSH_OBJECT:
             self._measure(scope, member.site)
         if path in (CONFIRM, PUSH):  # it has its task
@@ -99,7 +114,7 @@ class Fleet:
 
         Who asks again instead of confirming has not got what it was sent: then it is as if it had come in anew.
         """
-        site, sent = member.site, 0
+        site, sent = member.site, Tally()
         if site in self._unconfirmed:
             self._unconfirmed.discard(site)
             log.warning("what was sent to site %s did not get there", site)
@@ -109,13 +124,8 @@ class Fleet:
         if self._registry.member(scope["state"]["certificate"]) != member:
             raise Refusal(401, NO_CERTIFICATE)
 
-        async def send_counted(event: MutableMapping[str, Any]) -> None:
-            nonlocal sent
-            sent += len(event.get("body", b""))
-            await send(event)
-
-        status = await self._forward(scope, receive, send_counted)
-        if status == 200 and sent:  # without a task, Flower's answer is empty
+        status = await self._forward(scope, receive, sent.counting(send))
+        if status == 200 and sent.total:  # without a task, Flower's answer is empty
             self._unconfirmed.add(site)
             del self._uploaded[site]
         return status
@@ -144,14 +154,12 @@ async def _answer_of(receive: Receive, node: int | None) -> bytes:
 
     Raises:
         Refusal: the message is another.
+        Gone: who sent it has left before its end, or is silent.
     """
-    body, more = b"", True
-    while more and len(body) <= MOST_PUSH_BYTES:
-        event = await receive()
-        body += event.get("body", b"")
-        more = event.get("more_body", False)
-    if len(body) > MOST_PUSH_BYTES:
-        raise Refusal(413, "too long")
+    try:
+        body = await whole(receive, MOST_PUSH_BYTES)
+    except TooMuch as fault:
+        raise Refusal(413, "too long") from fault
     try:
         messages = PushMessagesRequest.FromString(body).messages_list
     except DecodeError:

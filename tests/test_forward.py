@@ -25,8 +25,11 @@ def answering(*parts):
     return serve
 
 
-def ask(serve=None, *, headers=(), body=(b"",), events=()):
-    """Forward one request to what ``serve`` says, and return the status and all that was sent back."""
+def ask(serve=None, *, headers=(), body=(b"",), events=(), takes=1000):
+    """Forward one request to what ``serve`` says, and return the status and all that was sent back.
+
+    Who asks takes so many parts of the answer, and is silent when there are no more ``events``.
+    """
     sent = []
     waiting = [
         *({"type": "http.request", "body": part, "more_body": True} for part in body[:-1]),
@@ -35,9 +38,11 @@ def ask(serve=None, *, headers=(), body=(b"",), events=()):
     coming = iter(events or waiting)
 
     async def receive():
-        return next(coming)
+        return next(coming, None) or await asyncio.Event().wait()
 
     async def send(event):
+        if len(sent) == takes:
+            await asyncio.Event().wait()
         sent.append(event)
 
     async def run():
@@ -105,6 +110,23 @@ def test_who_leaves_in_the_middle_gets_no_answer():
     _, sent = ask(answering(), headers=[(b"transfer-encoding", b"chunked")], events=events)
 
     assert sent == []
+
+
+def test_who_falls_silent_in_the_middle_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("fedgan.forward.PATIENCE_S", 0.1)
+    half = {"type": "http.request", "body": b"half", "more_body": True}
+
+    status, sent = ask(answering(), headers=[(b"transfer-encoding", b"chunked")], events=[half])
+
+    assert (status, sent) == (499, [])
+
+
+def test_an_answer_that_nobody_takes_is_given_up(monkeypatch):
+    monkeypatch.setattr("fedgan.forward.PATIENCE_S", 0.1)
+
+    status, (start,) = ask(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"body"), takes=1)
+
+    assert (status, start["status"]) == (499, 200)
 
 
 def test_no_proxy_is_taken_from_the_environment(monkeypatch):

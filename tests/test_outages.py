@@ -1,6 +1,6 @@
-"""What hospitals will see: processes die at any moment, and the run goes on from its last kept round to its end.
+"""What hospitals will see: processes die or stand still at any moment, and the run goes on from its last kept round.
 
-``FEDGAN_KILLS`` says how many are killed, ``FEDGAN_SEED`` which and when.
+``FEDGAN_KILLS`` says how many are killed or stopped, ``FEDGAN_SEED`` which and when.
 """
 
 import json
@@ -9,7 +9,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -28,17 +28,20 @@ SEED = int(os.environ.get("FEDGAN_SEED", secrets.randbelow(10**6)))
 
 SITES = ("A", "B")
 
-DEADLINE_S = 120
+DEADLINE_S = 90
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
 
-ROUNDS = 1 + 4 * KILLS
-"""So many that the run is hardly over before its last kill."""
+ROUNDS = 1 + 8 * KILLS
+"""So many that the run is hardly over before its last outage."""
 
 LONGEST_PAUSE_S = 30.0
-"""Between a kept round and the next kill, at most, and at most as long as two such rounds took."""
+"""Between a kept round and the next outage, at most, and at most as long as two such rounds took."""
 
-STUCK_S = 5 * DEADLINE_S
-"""Longest time to the next kept round after a kill: Flower takes a minute to see a loss, and another to take back."""
+STOPPED_S = DEADLINE_S + 10
+"""How long what is stopped stands still: longer than a round may last."""
+
+STUCK_S = 600
+"""Longest time to the next kept round: Flower takes a minute to see a loss, and another to take a site back."""
 
 TINY = (
     "name=outages",
@@ -57,6 +60,16 @@ AT_A_SITE = ("client.cli", "client.worker", "flower-supernode", "flower-superexe
 AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "server.engine", "flower-superexec", "flwr-serverapp", "")
 """What is killed, by a word of its command line; all at once, without one."""
 
+SUPERLINK, SUPERNODE = "server.engine", "flower-supernode"
+"""What is stopped, and goes on after a while."""
+
+
+Places = list[tuple[Path, str]]
+"""Homes, and words of what is to break there."""
+
+Breaking = Callable[[Path, str], int]
+"""Breaks what is to break, and returns how many processes that were."""
+
 
 def processes_of(folder: Path, word: str = "") -> dict[int, str]:
     """Return the command lines of what runs for a folder and says ``word``, by process."""
@@ -72,8 +85,16 @@ def processes_of(folder: Path, word: str = "") -> dict[int, str]:
     return found
 
 
+def signalled(processes: Collection[int], number: signal.Signals) -> int:
+    """Send a signal to processes, and return to how many."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+    return len(processes)
+
+
 class Outages:
-    """A federation on this machine, of which somebody kills processes and starts again what a person would."""
+    """A federation on this machine, of which somebody kills or stops parts, and starts again what a person would."""
 
     def __init__(self, folder: Path, running: ExitStack) -> None:
         self.stage = Stage(folder, print)
@@ -81,6 +102,8 @@ class Outages:
         self.home = Home(folder / "federation")
         self.run = self.home.path / "runs/outages"
         self.running = running
+        self.longest_s = DEADLINE_S + 60
+        """Longest time that a round may take."""
         self.kept = {}
         self.started = {}
         self.commands = {"up": ("fed-server", "up", "--home", str(self.home.path))} | {
@@ -106,11 +129,19 @@ class Outages:
 
     def kill(self, home: Path, word: str) -> int:
         """Kill what is to be killed, and return how many processes that were."""
+        return signalled(processes_of(home, word), signal.SIGKILL)
+
+    def stop(self, home: Path, word: str) -> int:
+        """Let what is to be stopped stand still for a while, and return how many processes that were."""
         doomed = processes_of(home, word)
-        for number in doomed:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        return len(doomed)
+        if word == SUPERLINK and doomed:
+            self.longest_s = DEADLINE_S + STOPPED_S + 60  # without it no round ends
+        try:
+            if number := signalled(doomed, signal.SIGSTOP):
+                time.sleep(STOPPED_S)
+        finally:
+            signalled(doomed, signal.SIGCONT)
+        return number
 
     def start_again(self) -> None:
         """Start again what a person must, and nothing else may have ended."""
@@ -152,7 +183,7 @@ def what_stays(entry: Round) -> tuple[object, ...]:
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
+def test_whatever_is_killed_or_stands_still_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
     print(f"FEDGAN_SEED={SEED} FEDGAN_KILLS={KILLS}")  # noqa: T201  to play it again
     chance = random.Random(SEED)  # noqa: S311  which process dies is no secret
     folder = tmp_path / "played"
@@ -160,8 +191,8 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
     with ExitStack() as running:
         federation = Outages(folder, running)
         federation.begin(ROUNDS)
-        for _ in range(KILLS):
-            kill_something(federation, chance)
+        for what, places in outages(federation, chance):
+            break_something(federation, chance, what, places)
         while not federation.is_over():
             federation.wait_for_round()
         federation.wait(
@@ -174,27 +205,38 @@ def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(
     federation.wait(lambda: not processes_of(folder), "the end of all processes", 30)
 
 
-def kill_something(federation: Outages, chance: random.Random) -> None:
-    """Kill something that is there at a random moment of the next rounds; some of it comes and goes."""
+def outages(federation: Outages, chance: random.Random) -> list[tuple[Breaking, Places]]:
+    """Return what happens, and to which of what: of each three outages one is of each kind."""
+    sites = [federation.folder / f"site-{site}" for site in SITES]
+    killed = [(home, word) for home in sites for word in AT_A_SITE]
+    killed += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
+    kinds = [
+        (federation.kill, killed),
+        (federation.stop, [(federation.home.path, SUPERLINK)]),
+        (federation.stop, [(home, SUPERNODE) for home in sites]),
+    ]
+    return [kind for _ in range(KILLS) for kind in chance.sample(kinds, len(kinds))][:KILLS]
+
+
+def break_something(federation: Outages, chance: random.Random, what: Breaking, places: Places) -> None:
+    """Kill or stop something that is there at a random moment of the next rounds; some of it comes and goes."""
     longest = LONGEST_PAUSE_S
     if federation.look():
         federation.wait_for_round()
         longest = min(longest, 2 * federation.last_seconds())
     time.sleep(chance.uniform(0, longest))
-    homes = [(federation.folder / f"site-{site}", word) for site in SITES for word in AT_A_SITE]
-    homes += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
     while True:
-        home, word = chance.choice(homes)
+        home, word = chance.choice(places)
         kept = federation.wait_for_round(lambda home=home, word=word: bool(processes_of(home, word)))
-        if federation.kill(home, word):
-            print(f"{time.strftime('%H:%M:%S')} {kept} rounds kept; killed at {home.name}: {word or 'everything'}")  # noqa: T201
+        print(f"{time.strftime('%H:%M:%S')} {kept} kept; {what.__name__} at {home.name}: {word or 'everything'}")  # noqa: T201
+        if what(home, word):
             return
 
 
 def assert_whole(federation: Outages) -> None:
     history = RunFolder(federation.run, {}).history
     assert [entry.round for entry in history] == list(range(1, ROUNDS + 1))
-    assert max(entry.seconds for entry in history) < DEADLINE_S + 60
+    assert max(entry.seconds for entry in history) < federation.longest_s
     events = [json.loads(line) for line in (federation.run / "audit.jsonl").read_text().splitlines()]
     told = [event["round"] for event in events if event["event"] == "round kept"]
     assert told == sorted(set(told))

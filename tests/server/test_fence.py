@@ -360,6 +360,48 @@ def test_who_left_makes_room_for_others(coordinator):
     assert wait_until(is_let_in)
 
 
+def beginning_of_a_post(path, badge):
+    """Return the head of a request of nine bytes, and some of them."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    return f"{head}flwr-public-key: {badge.flower['flwr-public-key']}\r\n\r\nhalf".encode()
+
+
+def test_an_answer_that_breaks_off_is_no_refusal(coordinator):
+    badge = coordinator.admit("A")
+    with socket.create_connection(("127.0.0.1", coordinator.port)) as connection:
+        broken = coordinator.context(badge).wrap_socket(connection, server_hostname="127.0.0.1")
+        broken.sendall(beginning_of_a_post(ANSWER, badge))
+        broken.close()
+
+    with coordinator.client(badge) as site:
+        site.post(PUSH, headers=badge.flower)
+
+    assert [line["path"] for line in coordinator.passed] == [PUSH]
+    assert coordinator.refusals() == []
+
+
+@pytest.mark.slow
+def test_a_site_that_fell_silent_in_the_middle_of_its_answer_gets_its_place_back(coordinator, monkeypatch):
+    monkeypatch.setattr("fedgan.forward.PATIENCE_S", 0.5)
+    monkeypatch.setattr("server.door.MOST_OF_ONE_SITE", 1)
+    badge = coordinator.admit("A")
+
+    def is_let_in():
+        with coordinator.client(badge) as site, suppress(httpx.TransportError):
+            return site.get("/health").status_code == 200
+
+    with socket.create_connection(("127.0.0.1", coordinator.port)) as connection:
+        silent = coordinator.context(badge).wrap_socket(connection, server_hostname="127.0.0.1")
+        silent.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        came_in = silent.recv(100).startswith(b"HTTP/1.1 200")
+        silent.sendall(beginning_of_a_post(PUSH, badge))
+        others = [is_let_in(), wait_until(is_let_in, timeout_s=60)]  # TLS waits half a minute for its farewell
+        silent.close()
+
+    assert came_in
+    assert others == [None, True]
+
+
 def test_a_renewed_certificate_is_shown_to_who_comes_in_from_then_on(coordinator, monkeypatch):
     def shown():
         connection = socket.create_connection(("127.0.0.1", coordinator.port))
