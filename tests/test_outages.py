@@ -1,6 +1,6 @@
 """What hospitals will see: processes die or stand still at any moment, and the run goes on from its last kept round.
 
-``FEDGAN_KILLS`` says how many are killed or stopped, ``FEDGAN_SEED`` which and when.
+``FEDGAN_KILLS`` says how many are killed, ``FEDGAN_STOPS`` how many are stopped, ``FEDGAN_SEED`` which and when.
 """
 
 import json
@@ -24,15 +24,13 @@ from server.demo import Stage, allow, enrol, has_last
 from server.home import Home
 
 KILLS = int(os.environ.get("FEDGAN_KILLS", "3"))
+STOPS = int(os.environ.get("FEDGAN_STOPS", "2"))
 SEED = int(os.environ.get("FEDGAN_SEED", secrets.randbelow(10**6)))
 
 SITES = ("A", "B")
 
 DEADLINE_S = 90
 """Seconds that sites have for a round, most of which a busy machine needs to start Flower's processes."""
-
-ROUNDS = 1 + 8 * KILLS
-"""So many that the run is hardly over before its last outage."""
 
 LONGEST_PAUSE_S = 30.0
 """Between a kept round and the next outage, at most, and at most as long as two such rounds took."""
@@ -62,13 +60,6 @@ AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "server.engine", "flowe
 
 SUPERLINK, SUPERNODE = "server.engine", "flower-supernode"
 """What is stopped, and goes on after a while."""
-
-
-Places = list[tuple[Path, str]]
-"""Homes, and words of what is to break there."""
-
-Breaking = Callable[[Path, str], int]
-"""Breaks what is to break, and returns how many processes that were."""
 
 
 def processes_of(folder: Path, word: str = "") -> dict[int, str]:
@@ -178,21 +169,41 @@ class Outages:
             time.sleep(0.2)
 
 
+Breaking = Callable[[Outages, Path, str], int]
+"""Breaks what says a word at a home, and returns how many processes that were."""
+
+MAY_BREAK = {Outages.kill: (AT_A_SITE, AT_THE_COORDINATOR), Outages.stop: ((SUPERNODE,), (SUPERLINK,))}
+"""Words of what may break at a site, and at the coordinator."""
+
+ROUNDS_EACH = {Outages.kill: 5, Outages.stop: 40}
+"""For each outage so many that the run is hardly over before its last; others go on while a site stands still."""
+
+
 def what_stays(entry: Round) -> tuple[object, ...]:
     return entry.round, entry.seconds, entry.trained, tuple(sorted(entry.failed.items()))
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_or_stands_still_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
+def test_whatever_is_killed_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
     print(f"FEDGAN_SEED={SEED} FEDGAN_KILLS={KILLS}")  # noqa: T201  to play it again
-    chance = random.Random(SEED)  # noqa: S311  which process dies is no secret
-    folder = tmp_path / "played"
+    play(tmp_path / "played", Outages.kill, KILLS)
 
+
+@pytest.mark.slow
+def test_whatever_stands_still_for_longer_than_a_round_the_run_goes_on_to_its_end_and_nothing_kept_is_lost(tmp_path):
+    print(f"FEDGAN_SEED={SEED} FEDGAN_STOPS={STOPS}")  # noqa: T201  to play it again
+    play(tmp_path / "played", Outages.stop, STOPS)
+
+
+def play(folder: Path, breaking: Breaking, times: int) -> None:
+    """Let a federation run in which something breaks so many times, and look whether all is there at its end."""
+    chance = random.Random(SEED)  # noqa: S311  what breaks is no secret
+    rounds = 1 + ROUNDS_EACH[breaking] * times
     with ExitStack() as running:
         federation = Outages(folder, running)
-        federation.begin(ROUNDS)
-        for what, places in outages(federation, chance):
-            break_something(federation, chance, what, places)
+        federation.begin(rounds)
+        for _ in range(times):
+            break_something(federation, chance, breaking)
         while not federation.is_over():
             federation.wait_for_round()
         federation.wait(
@@ -201,25 +212,15 @@ def test_whatever_is_killed_or_stands_still_the_run_goes_on_to_its_end_and_nothi
             STUCK_S,
         )
 
-    assert_whole(federation)
+    assert_whole(federation, rounds)
     federation.wait(lambda: not processes_of(folder), "the end of all processes", 30)
 
 
-def outages(federation: Outages, chance: random.Random) -> list[tuple[Breaking, Places]]:
-    """Return what happens, and to which of what: of each three outages one is of each kind."""
-    sites = [federation.folder / f"site-{site}" for site in SITES]
-    killed = [(home, word) for home in sites for word in AT_A_SITE]
-    killed += [(federation.home.path, word) for word in AT_THE_COORDINATOR] * len(SITES)
-    kinds = [
-        (federation.kill, killed),
-        (federation.stop, [(federation.home.path, SUPERLINK)]),
-        (federation.stop, [(home, SUPERNODE) for home in sites]),
-    ]
-    return [kind for _ in range(KILLS) for kind in chance.sample(kinds, len(kinds))][:KILLS]
-
-
-def break_something(federation: Outages, chance: random.Random, what: Breaking, places: Places) -> None:
+def break_something(federation: Outages, chance: random.Random, breaking: Breaking) -> None:
     """Kill or stop something that is there at a random moment of the next rounds; some of it comes and goes."""
+    at_a_site, at_the_coordinator = MAY_BREAK[breaking]
+    places = [(federation.folder / f"site-{site}", word) for site in SITES for word in at_a_site]
+    places += [(federation.home.path, word) for word in at_the_coordinator] * len(SITES)
     longest = LONGEST_PAUSE_S
     if federation.look():
         federation.wait_for_round()
@@ -228,14 +229,14 @@ def break_something(federation: Outages, chance: random.Random, what: Breaking, 
     while True:
         home, word = chance.choice(places)
         kept = federation.wait_for_round(lambda home=home, word=word: bool(processes_of(home, word)))
-        print(f"{time.strftime('%H:%M:%S')} {kept} kept; {what.__name__} at {home.name}: {word or 'everything'}")  # noqa: T201
-        if what(home, word):
+        print(f"{time.strftime('%H:%M:%S')} {kept} kept; {breaking.__name__} at {home.name}: {word or 'everything'}")  # noqa: T201
+        if breaking(federation, home, word):
             return
 
 
-def assert_whole(federation: Outages) -> None:
+def assert_whole(federation: Outages, rounds: int) -> None:
     history = RunFolder(federation.run, {}).history
-    assert [entry.round for entry in history] == list(range(1, ROUNDS + 1))
+    assert [entry.round for entry in history] == list(range(1, rounds + 1))
     assert max(entry.seconds for entry in history) < federation.longest_s
     events = [json.loads(line) for line in (federation.run / "audit.jsonl").read_text().splitlines()]
     told = [event["round"] for event in events if event["event"] == "round kept"]
