@@ -1,0 +1,93 @@
+"""Flower's SuperExec as its own command starts it, except that what answers a site's task is forked from it.
+
+``python -m client.executor`` takes the words of ``flower-superexec``. For each task that starts ``flwr-clientapp``,
+which spends more than a processor second on its imports; here they are made once. A task still has a process of its
+own, of which nothing stays, and its token is no longer in a command line, where all users of the machine can read it.
+"""
+
+import gc
+import os
+import select
+import signal
+import sys
+import traceback
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NoReturn
+
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult, SubprocessExecutor, factory
+from flwr.supercore.tls import validate_and_resolve_root_certificates
+from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+import client.relay  # noqa: F401 - imported once, for each task
+
+WATCH_S = 2.0
+"""While a task is being answered, Flower's SuperExec asks for others so much more rarely; a SuperNode has one at a time."""
+
+
+class Forking(SubprocessExecutor):
+    """Forks this process for each task of a site; whatever else there is starts as Flower starts it."""
+
+    def __init__(self) -> None:
+        """Begin without tasks."""
+        self._tasks: dict[int, int] = {}
+        """Processes, by what tells that they end."""
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Fork for a task, or start Flower's own program for it where a fork would not be safe."""
+        if spec.task_type is not TaskType.CLIENT_APP or not _is_alone():
+            return super().launch(spec)
+        process = os.fork()
+        if not process:
+            _answer(spec)
+        self._tasks[os.pidfd_open(process)] = process
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Wait a little while a task is being answered, and let go of those that have been."""
+        ended, _, _ = select.select(self._tasks, (), (), WATCH_S if self._tasks else 0)
+        for task in ended:
+            os.waitpid(self._tasks.pop(task), 0)
+            os.close(task)
+
+
+def _is_alone() -> bool:
+    """Return whether this process has but one thread: a fork has no other, and so may wait for ever for what one held."""
+    return len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def _answer(spec: ExecutionSpec) -> NoReturn:
+    """Be the process of one task, as ``flwr-clientapp`` is, and end."""
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        run_clientapp(
+            runtime_api_address=spec.runtime_api_address,
+            token=spec.token,
+            insecure=spec.insecure,
+            certificates=validate_and_resolve_root_certificates(spec.root_certificates_path, spec.insecure),
+            parent_pid=spec.parent_pid,
+            runtime_dependency_install=spec.runtime_dependency_install,
+        )
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> int:
+    """Run the SuperExec until it is told to end."""
+    factory.SubprocessExecutor = Forking
+    gc.freeze()  # what is here is shared with each fork
+    (command,) = entry_points(group="console_scripts", name="flower-superexec")
+    return int(command.load()() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
