@@ -6,6 +6,7 @@ own, of which nothing stays, and its token is no longer in a command line, where
 """
 
 import gc
+import logging
 import os
 import select
 import signal
@@ -23,7 +24,10 @@ from flwr.supernode.runtime.run_clientapp import run_clientapp
 import client.relay  # noqa: F401 - imported once, for each task
 
 WATCH_S = 2.0
-"""While a task is being answered, Flower's SuperExec asks for others so much more rarely; a SuperNode has one at a time."""
+"""How long others are not asked for while a task is being answered: a SuperNode has one at a time."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Forking(SubprocessExecutor):
@@ -37,6 +41,7 @@ class Forking(SubprocessExecutor):
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork for a task, or start Flower's own program for it where a fork would not be safe."""
         if spec.task_type is not TaskType.CLIENT_APP or not _is_alone():
+            log.warning("a task is left to Flower's own program")
             return super().launch(spec)
         process = os.fork()
         if not process:
@@ -53,8 +58,8 @@ class Forking(SubprocessExecutor):
 
 
 def _is_alone() -> bool:
-    """Return whether this process has but one thread: a fork has no other, and so may wait for ever for what one held."""
-    return len(list(Path("/proc/self/task").iterdir())) == 1
+    """Return whether this process is known to have but one thread; a fork may wait for ever for what another held."""
+    return sys.platform == "linux" and len(list(Path("/proc/self/task").iterdir())) == 1
 
 
 def _answer(spec: ExecutionSpec) -> NoReturn:
@@ -73,7 +78,7 @@ def _answer(spec: ExecutionSpec) -> NoReturn:
         )
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, this process is not to go on as its parent
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -83,7 +88,7 @@ def _answer(spec: ExecutionSpec) -> NoReturn:
 
 def main() -> int:
     """Run the SuperExec until it is told to end."""
-    factory.SubprocessExecutor = Forking
+    setattr(factory, SubprocessExecutor.__name__, Forking)
     gc.freeze()  # what is here is shared with each fork
     (command,) = entry_points(group="console_scripts", name="flower-superexec")
     return int(command.load()() or 0)

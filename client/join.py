@@ -28,8 +28,13 @@ from fedgan.processes import flower_environment, free_port, keep_running
 LOOK_S = 0.3
 """Between two looks at what has happened."""
 
-SOON = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""Flower's SuperExec asks this site's own SuperNode for tasks so often, in seconds; otherwise once a second."""
+OWN = {
+    "superexec": {
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds between two questions to the site's own SuperNode, not 1
+        "OPENBLAS_NUM_THREADS": "1",  # otherwise NumPy starts threads, and beside others nothing is forked
+    }
+}
+"""What one of the processes, by its name, finds in its environment beside what all find."""
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +146,8 @@ class _Processes:
                 self.say(line)
 
     def _keep(self, name: str, command: list[str], on_end: Callable[[int], None]) -> None:
-        env, file = flower_environment(self.home.inside("link")) | SOON, self.home.inside("logs") / f"{name}.log"
-        keep_running(command, env, file, until=self.stop, on_end=on_end)
+        env = flower_environment(self.home.inside("link")) | OWN.get(name, {})
+        keep_running(command, env, self.home.inside("logs") / f"{name}.log", until=self.stop, on_end=on_end)
 
     def _worker(self) -> list[str]:
         socket = str(self.node.worker)

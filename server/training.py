@@ -17,7 +17,7 @@ from fedgan.simulation import open_folder, train_in_folder
 from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
-from server.long_poll import SENT, note_sent
+from server.long_poll import ANSWERED, SENT, Answers, note_sent
 from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
@@ -57,6 +57,7 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
             quorum=settings.quorum,
             joined_anew=Returns(home),
             sent=partial(note_sent, home.path / SENT),
+            wait=Answers(home.path / ANSWERED).wait,
         )
         try:
             train_in_folder(
