@@ -3,6 +3,9 @@
 ``python -m client.executor`` takes the words of ``flower-superexec``. For each task that starts ``flwr-clientapp``,
 which spends more than a processor second on its imports; here they are made once. A task still has a process of its
 own, of which nothing stays, and its token is no longer in a command line, where all users of the machine can read it.
+
+Nor does it ask the SuperNode for tasks all the time: it waits until the gate tells that all of one has arrived. Before
+that, what is to answer it would only wait, and longer than for what is still to come.
 """
 
 import gc
@@ -22,10 +25,12 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 import client.relay  # noqa: F401 - imported once, for each task
+from client.supernode import ARRIVED
+from fedgan.bell import Bell
 
 WATCH_S = 2.0
-"""How long others are not asked for while a task is being answered: a SuperNode has one at a time."""
-
+"""For so long at most, tasks are not asked for: while nothing rings, and while one, of which a SuperNode has one at a
+time, is being answered."""
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,8 @@ class Forking(SubprocessExecutor):
     """Forks this process for each task of a site; whatever else there is starts as Flower starts it."""
 
     def __init__(self) -> None:
-        """Begin without tasks."""
+        """Begin without tasks, in Flower's environment."""
+        self._bell = Bell(Path(os.environ["FLWR_HOME"]) / ARRIVED)
         self._tasks: dict[int, int] = {}
         """Processes, by what tells that they end."""
 
@@ -50,8 +56,11 @@ class Forking(SubprocessExecutor):
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Wait a little while a task is being answered, and let go of those that have been."""
-        ended, _, _ = select.select(self._tasks, (), (), WATCH_S if self._tasks else 0)
+        """Wait until it is time to ask for tasks, and let go of those that have been answered."""
+        if not self._tasks:
+            self._bell.wait(WATCH_S)
+            return
+        ended, _, _ = select.select(self._tasks, (), (), WATCH_S)
         for task in ended:
             os.waitpid(self._tasks.pop(task), 0)
             os.close(task)

@@ -13,6 +13,9 @@ from pathlib import Path
 from client.home import Home
 from client.loopback import Loopback
 
+ARRIVED = "arrived"
+"""In the folder of Flower's files: the bell that the gate rings when all of a task has arrived."""
+
 
 @dataclass(frozen=True, slots=True)
 class SuperNode:

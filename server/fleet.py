@@ -11,9 +11,10 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
+from fedgan.bell import ring
 from fedgan.errors import FedganError, HomeError
 from fedgan.forward import MIB, MOST_FLEET_BYTES, Client, Receive, Scope, Send, answer, forward, once
-from server.long_poll import ANSWERED, SENT, LongPoll, bytes_sent, note_answered
+from server.long_poll import ANSWERED, SENT, LongPoll, bytes_sent
 from server.presence import PRESENCE, note_activation
 from server.registry import Member, Registry
 
@@ -105,7 +106,7 @@ class Fleet:
         site, sent = member.site, 0
         if site in self._answering:  # before it has sent all of its answer, it does not ask
             self._answering.discard(site)
-            note_answered(self._answered)
+            ring(self._answered)
         if site in self._unconfirmed:
             self._unconfirmed.discard(site)
             log.warning("what was sent to site %s did not get there", site)

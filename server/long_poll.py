@@ -2,23 +2,22 @@
 
 Flower's SuperNode asks every three seconds, and would lose as many in every round; nothing else in it needs changing.
 The process that sends tasks says so in a file, which the fence sees; and the other way round, the fence says in a file
-that an answer has arrived, for which that process would otherwise have to ask all the time.
+that all of an answer has arrived, for which that process would otherwise have to ask all the time.
 """
 
 import asyncio
-import os
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 from fedgan.atomic import write_atomically
+from fedgan.bell import changed_ns
 
 SENT = "link/sent"
 """Where in a home the file is, which has the number of bytes of the model that was sent last."""
 
 ANSWERED = "link/answered"
-"""Where in a home the file is that is written whenever all of an answer has arrived."""
+"""Where in a home the bell is that rings when all of a site's answer has arrived."""
 
 HOLD_S = 8.0
 """How long a question waits: Flower's SuperNode gives up after thirty, of which the database may take twenty."""
@@ -41,29 +40,6 @@ def bytes_sent(path: Path) -> int | None:
         return int(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def note_answered(path: Path) -> None:
-    """Write down that all of an answer has arrived, if that can be: who waits for it also looks by itself."""
-    with suppress(OSError):
-        path.touch(mode=0o600)
-        os.utime(path, ns=(time.time_ns(),) * 2)  # the file system's own clock may not tell two answers apart
-
-
-class Answers:
-    """Waits for answers, told of each that has arrived."""
-
-    def __init__(self, answered: Path) -> None:
-        """Take the file that is written when an answer has arrived."""
-        self._answered = answered
-        self._known = changed_ns(answered)
-
-    def wait(self, most_s: float) -> None:
-        """Wait until an answer has arrived since the last time, and no longer than ``most_s``."""
-        deadline = time.monotonic() + most_s
-        while (known := changed_ns(self._answered)) == self._known and (left_s := deadline - time.monotonic()) > 0:
-            time.sleep(min(LOOK_S, left_s))
-        self._known = known
 
 
 class LongPoll:
@@ -99,11 +75,3 @@ class LongPoll:
     def close(self) -> None:
         """Let no question wait any longer."""
         self._closed = True
-
-
-def changed_ns(path: Path) -> int:
-    """Return when a file was last written; 0 if there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
