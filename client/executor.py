@@ -28,7 +28,7 @@ import client.relay  # noqa: F401 - imported once, for each task
 from client.supernode import ARRIVED
 from fedgan.bell import Bell
 
-WATCH_S = 2.0
+WATCH_S = 10.0
 """For so long at most, tasks are not asked for: while nothing rings, and while one, of which a SuperNode has one at a
 time, is being answered."""
 

@@ -32,9 +32,9 @@ class Bell:
     """Hears when the bell at a path rings."""
 
     def __init__(self, path: Path) -> None:
-        """Listen from now on."""
+        """Listen from now on; whether it has rung before is not known, so that the first wait is none."""
         self._path = path
-        self._known = changed_ns(path)
+        self._known = -1
 
     def wait(self, most_s: float) -> None:
         """Wait until it has rung since the last time, and no longer than ``most_s``."""

@@ -202,6 +202,7 @@ def test_a_site_whose_parts_died_answers_rounds_and_one_with_other_code_approved
     assert "BundleRefused" in {event.get("reason") for event in audited(refusing)}
     assert not happened(refusing, "task")
     assert_same_as_simulated(tiny_terms, folder)
+    assert "left to Flower's own program" not in (approving / "logs/superexec.log").read_text()
 
     joined.send_signal(signal.SIGKILL)
     joined.wait()
