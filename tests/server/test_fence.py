@@ -307,13 +307,11 @@ def test_a_site_cannot_fill_the_disk_with_an_answer_and_may_answer_the_next_task
 
 def test_a_site_that_asks_for_the_next_task_has_sent_all_of_its_answer_which_rings_a_bell(coordinator):
     badge, bell = coordinator.admit("A"), coordinator.home.folder("link") / Path(ANSWERED).name
-    answer = Message(metadata=Metadata(src_node_id=badge.node, reply_to_message_id="task"))
+    answer = pushed((coordinator.node_of("A"), "7"))
 
     with coordinator.client(badge) as client:
         client.post(PULL, headers=badge.flower)
-        client.post(
-            ANSWER, content=PushMessagesRequest(messages_list=[answer]).SerializeToString(), headers=badge.flower
-        )
+        client.post(ANSWER, content=answer, headers=badge.flower)
         client.post(PUSH, content=b"part", headers=badge.flower)
         before = bell.exists()
         note_sent(coordinator.home.path / SENT, 2000)
