@@ -42,17 +42,19 @@ class Forking(SubprocessExecutor):
         """Begin without tasks, in Flower's environment."""
         self._bell = Bell(Path(os.environ["FLWR_HOME"]) / ARRIVED)
         self._tasks: dict[int, int] = {}
-        """Processes, by what tells that they end."""
+        """Processes, by the pipe that is closed when they end."""
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork for a task, or start Flower's own program for it where a fork would not be safe."""
         if spec.task_type is not TaskType.CLIENT_APP or not _is_alone():
             log.warning("a task is left to Flower's own program")
             return super().launch(spec)
+        ended, lasting = os.pipe()
         process = os.fork()
         if not process:
             _answer(spec)
-        self._tasks[os.pidfd_open(process)] = process
+        os.close(lasting)
+        self._tasks[ended] = process
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
