@@ -45,6 +45,7 @@ UPLOADS = f"{FLEET}push-object"
 ASKS = f"{FLEET}pull-messages"
 DOWNLOADS = f"{FLEET}pull-object"
 JOINS = f"{FLEET}activate-node"
+CONFIRMS = f"{FLEET}confirm-message-received"
 
 MOST_TIMES = 2
 """A task so many times as long as the policy allows is not held here in memory until the worker refuses it by name."""
@@ -70,6 +71,8 @@ class Gate:
     """Returns how many bytes the policy allows a task now."""
     note: Callable[[int], None] = lambda status: None
     """Is told the status of each answer, so that somebody learns when there is no coordinator."""
+    arrived: Callable[[], None] = lambda: None
+    """Is told when the SuperNode has all of a task."""
     arriving: Tally = field(default_factory=Tally)
     """How much of the present task the SuperNode has fetched."""
 
@@ -86,6 +89,8 @@ class Gate:
         else:
             if scope["path"] == ASKS:
                 self.arriving.total = 0
+            if scope["path"] == CONFIRMS:
+                self.arrived()
             status = await self._forward(scope, receive, send)
             if scope["path"] == JOINS and status == httpx.codes.OK:
                 await asyncio.to_thread(self.audit.record, "joined")

@@ -18,8 +18,9 @@ from client.home import Home, Membership, only_one, socket_in
 from client.link import FEWEST_DAYS, days_left, hello, proxy_for, tls_context
 from client.loopback import make_loopback
 from client.policy import approved_bundles, read_policy
-from client.supernode import SuperNode
+from client.supernode import ARRIVED, SuperNode
 from fedgan.audit import Audit
+from fedgan.bell import ring
 from fedgan.errors import HomeError, Unreachable
 from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
@@ -28,8 +29,13 @@ from fedgan.processes import flower_environment, free_port, keep_running
 LOOK_S = 0.3
 """Between two looks at what has happened."""
 
-SOON = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""Flower's SuperExec asks this site's own SuperNode for tasks so often, in seconds; otherwise once a second."""
+OWN = {
+    "superexec": {
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.01",  # in seconds; when to ask, it is told otherwise
+        "OPENBLAS_NUM_THREADS": "1",  # otherwise NumPy starts threads, and beside others nothing is forked
+    }
+}
+"""What one of the processes, by its name, finds in its environment beside what all find."""
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +93,7 @@ def _gate(home: Home, membership: Membership, signer: Ed25519PrivateKey, say: Sa
         audit=Audit(home.audit),
         task_bytes=lambda: read_policy(home.policy).max_bytes,
         note=_Reach(say),
+        arrived=partial(ring, home.inside("link") / ARRIVED),
     )
 
 
@@ -141,8 +148,8 @@ class _Processes:
                 self.say(line)
 
     def _keep(self, name: str, command: list[str], on_end: Callable[[int], None]) -> None:
-        env, file = flower_environment(self.home.inside("link")) | SOON, self.home.inside("logs") / f"{name}.log"
-        keep_running(command, env, file, until=self.stop, on_end=on_end)
+        env = flower_environment(self.home.inside("link")) | OWN.get(name, {})
+        keep_running(command, env, self.home.inside("logs") / f"{name}.log", until=self.stop, on_end=on_end)
 
     def _worker(self) -> list[str]:
         socket = str(self.node.worker)

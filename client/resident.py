@@ -103,7 +103,8 @@ class Resident:
         if isinstance(answer, SiteFailure):
             self.audit.record("refused", task=number, reason=answer.reason)
         else:
-            self.audit.record("answered", task=number, round=answer.round + 1, seconds=round(time.monotonic() - began))
+            took_s = round(time.monotonic() - began, 1)
+            self.audit.record("answered", task=number, round=answer.round + 1, seconds=took_s)
         return pack_answer(answer)
 
     def _judge(self, policy: Policy, records: RecordDict) -> tuple[Terms, RoundTask]:

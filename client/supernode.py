@@ -1,15 +1,20 @@
 """Flower's SuperNode at a site: how it is started, and what its end means; ``client.join`` keeps it running.
 
 It is Flower's own program, driven through its command line. It dials the site's gate and nothing else, and what takes
-its tasks (Flower's SuperExec) is started by us, with a secret, so that nobody else on the machine can.
+its tasks (Flower's SuperExec, ``client.executor``) is started by us, with a secret, so that nobody else on the machine
+can.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.home import Home
 from client.loopback import Loopback
+
+ARRIVED = "arrived"
+"""In the folder of Flower's files: the bell that the gate rings when all of a task has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class SuperNode:
     def executor(self) -> list[str]:
         """Return what starts the SuperExec."""
         return [
-            "flower-superexec",
+            *(sys.executable, "-P", "-m", "client.executor"),
             f"--runtime-api-address=127.0.0.1:{self.runtime_port}",
             "--insecure",
             f"--superexec-auth-secret-file={self.loopback.secret}",

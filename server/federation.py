@@ -59,6 +59,8 @@ class FlowerFederation:
     """Whether a site has joined anew after a time (in seconds since the epoch): what it had been sent is lost."""
     sent: Callable[[int], None] = lambda num_bytes: None
     """Told each time that tasks have been sent, and of how many bytes the model is."""
+    wait: Callable[[float], None] | None = None
+    """Waits so many seconds, or until an answer has arrived; without it, replies are looked for often."""
     holds: dict[str, str] = field(default_factory=dict)
     """Site to the digest of the model that it has, as its last answer proved."""
 
@@ -78,7 +80,7 @@ class FlowerFederation:
             asking.send()
             asking.fetch()
             if not asking.over():
-                time.sleep(asking.pause_s())
+                asking.pause()
         answers = asking.answers
         self.holds.update({site: answer.digest for site, answer in answers.items() if isinstance(answer, SiteUpdate)})
         return [answers.get(site) or asking.silence_of(site) for site in sorted(asking.sites.values())]
@@ -111,10 +113,14 @@ class _Asking:
         served = self.answers.keys() >= sites or trained >= self.federation.quorum
         return time.monotonic() >= self.deadline or (served and bool(self.asked) and not self.pending)
 
-    def pause_s(self) -> float:
-        """Return how long to wait before the next look for replies: a fiftieth of the round so far."""
-        so_far = time.monotonic() - self.began
-        return min(max(POLL_S, so_far / 50), LONGEST_POLL_S, max(0.0, self.deadline - time.monotonic()))
+    def pause(self) -> None:
+        """Wait until there may be an answer; where nobody tells, for a fiftieth of the round so far."""
+        now = time.monotonic()
+        left_s = max(0.0, self.deadline - now)
+        if self.federation.wait:
+            self.federation.wait(min(LOOK_S, left_s))
+        else:
+            time.sleep(min(max(POLL_S, (now - self.began) / 50), LONGEST_POLL_S, left_s))
 
     def send(self) -> None:
         """Send the task to sites that are there and have not had it, or have lost it."""

@@ -9,6 +9,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from google.protobuf.message import DecodeError
 from starlette.concurrency import run_in_threadpool
 
+from fedgan.bell import ring
 from fedgan.errors import FedganError, HomeError
 from fedgan.forward import (
     MIB,
@@ -25,7 +26,7 @@ from fedgan.forward import (
     once,
     whole,
 )
-from server.long_poll import SENT, LongPoll, bytes_sent
+from server.long_poll import ANSWERED, SENT, LongPoll, bytes_sent
 from server.presence import PRESENCE, note_activation
 from server.registry import Member, Registry
 
@@ -71,9 +72,11 @@ class Fleet:
         self._registry = registry
         self._unconfirmed: set[str] = set()
         """Sites that were sent a task and have not said that they have it."""
+        self._answering: set[str] = set()
+        """Sites that have begun to send an answer."""
         self._uploaded: Counter[str] = Counter()
         """Bytes of objects from each site since it was last given a task."""
-        self._sent = home / SENT
+        self._sent, self._answered = home / SENT, home / ANSWERED
         self.long_poll = LongPoll(self._sent)
 
     async def hand_on(self, scope: Scope, receive: Receive, send: Send, member: Member) -> int:
@@ -92,6 +95,7 @@ class Fleet:
                 receive = once(await _answer_of(receive, member.node))
             except Gone:
                 return 499
+            self._answering.add(member.site)
         if path == PUSH_OBJECT:
             self._measure(scope, member.site)
         if path in (CONFIRM, PUSH):  # it has its task
@@ -115,6 +119,9 @@ class Fleet:
         Who asks again instead of confirming has not got what it was sent: then it is as if it had come in anew.
         """
         site, sent = member.site, Tally()
+        if site in self._answering:  # before it has sent all of its answer, it does not ask
+            self._answering.discard(site)
+            ring(self._answered)
         if site in self._unconfirmed:
             self._unconfirmed.discard(site)
             log.warning("what was sent to site %s did not get there", site)

@@ -1,7 +1,8 @@
 """Long polling: a site's question for tasks waits at the fence until tasks have been sent.
 
 Flower's SuperNode asks every three seconds, and would lose as many in every round; nothing else in it needs changing.
-The process that sends tasks says so in a file, which the fence sees.
+The process that sends tasks says so in a file, which the fence sees; and the other way round, the fence says in a file
+that all of an answer has arrived, for which that process would otherwise have to ask all the time.
 """
 
 import asyncio
@@ -10,9 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 from fedgan.atomic import write_atomically
+from fedgan.bell import changed_ns
 
 SENT = "link/sent"
 """Where in a home the file is, which has the number of bytes of the model that was sent last."""
+
+ANSWERED = "link/answered"
+"""Where in a home the bell is that rings when all of a site's answer has arrived."""
 
 HOLD_S = 8.0
 """How long a question waits: Flower's SuperNode gives up after thirty, of which the database may take twenty."""
@@ -70,11 +75,3 @@ class LongPoll:
     def close(self) -> None:
         """Let no question wait any longer."""
         self._closed = True
-
-
-def changed_ns(path: Path) -> int:
-    """Return when a file was last written; 0 if there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0

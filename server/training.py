@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
+from fedgan.bell import Bell
 from fedgan.config import dump, read
 from fedgan.errors import FedganError, RunFolderError
 from fedgan.locks import held
@@ -17,7 +18,7 @@ from fedgan.simulation import open_folder, train_in_folder
 from server.current import CurrentRun
 from server.federation import FlowerFederation
 from server.home import Home, home_at
-from server.long_poll import SENT, note_sent
+from server.long_poll import ANSWERED, SENT, note_sent
 from server.nodes import EnrolledNodes, Returns
 from server.publishing import publish_kept
 from server.releases import Releases, releases_in, signing_key
@@ -57,6 +58,7 @@ def train_between_hospitals(grid: Grid, name: str) -> None:
             quorum=settings.quorum,
             joined_anew=Returns(home),
             sent=partial(note_sent, home.path / SENT),
+            wait=Bell(home.path / ANSWERED).wait,
         )
         try:
             train_in_folder(

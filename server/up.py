@@ -12,6 +12,7 @@ from functools import partial
 
 import uvicorn
 
+from fedgan.bell import changed_ns
 from fedgan.errors import HomeError, RunFolderError
 from fedgan.flower import check_flower
 from fedgan.forward import streaming_client
@@ -22,7 +23,6 @@ from server.current import CurrentRun
 from server.door import door_to, server_context
 from server.fence import Endpoint, Fence
 from server.home import Home
-from server.long_poll import changed_ns
 from server.registry import Registry
 from server.superlink import Keys, Superlink
 

@@ -25,7 +25,7 @@ from fedgan.cohort.phantoms import phantom_cohort
 from fedgan.config import dump
 from fedgan.federated.site import weights_of
 from fedgan.flower import ask_flower
-from fedgan.processes import flower_environment, free_port
+from fedgan.processes import flower_environment, free_port, wait_until_open
 from fedgan.records import GlobalModel, RoundTask
 from fedgan.settings import Terms
 
@@ -131,6 +131,7 @@ def coordinator(tmp_path):
     home, port = tmp_path / "federation", free_port()
     done("server.cli", "init", "--home", str(home), "--sites", "A,B", "--address", f"127.0.0.1:{port}")
     up = run("server.cli", "up", "--home", str(home))
+    wait_until_open(port, up, home / "audit.jsonl")
     yield home
     up.terminate()
     up.wait(60)
@@ -202,6 +203,7 @@ def test_a_site_whose_parts_died_answers_rounds_and_one_with_other_code_approved
     assert "BundleRefused" in {event.get("reason") for event in audited(refusing)}
     assert not happened(refusing, "task")
     assert_same_as_simulated(tiny_terms, folder)
+    assert "left to Flower's own program" not in (approving / "logs/superexec.log").read_text()
 
     joined.send_signal(signal.SIGKILL)
     joined.wait()

@@ -54,7 +54,10 @@ TINY = (
     "model.batch_size=2",
 )
 
-AT_A_SITE = ("client.cli", "client.worker", "flower-supernode", "flower-superexec", "flwr-clientapp", "")
+FORKED = "answers one task"
+"""Stands for the command line of a process that a site's SuperExec forked, which is the same as the SuperExec's."""
+
+AT_A_SITE = ("client.cli", "client.worker", "flower-supernode", "client.executor", FORKED, "")
 AT_THE_COORDINATOR = ("server.cli up", "server.cli run", "server.engine", "flower-superexec", "flwr-serverapp", "")
 """What is killed, by a word of its command line; all at once, without one."""
 
@@ -70,7 +73,7 @@ def processes_of(folder: Path, word: str = "") -> dict[int, str]:
             line, env = ((process / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:  # it is none, or has ended
             continue
-        said = line.replace(b"\0", b" ").decode(errors="replace")
+        said = FORKED if is_fork(process, line) else line.replace(b"\0", b" ").decode(errors="replace")
         if line and f"{folder}".encode() in line + env and word in said and int(process.name) != os.getpid():
             found[int(process.name)] = said
     return found
@@ -82,6 +85,14 @@ def signalled(processes: Collection[int], number: signal.Signals) -> int:
         with suppress(ProcessLookupError):
             os.kill(process, number)
     return len(processes)
+
+
+def is_fork(process: Path, line: bytes) -> bool:
+    """Return whether a process with this command line was forked by one with the same."""
+    with suppress(OSError, IndexError):
+        parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+        return b"client.executor" in line and (process.parent / parent / "cmdline").read_bytes() == line
+    return False
 
 
 class Outages:

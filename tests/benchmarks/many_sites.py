@@ -22,7 +22,7 @@ from link_cost import ROUND_S, children, commit_here, machine, memory_mib, ours,
 
 WIDTH = 4
 
-PARTS = {"idle_worker.py": "worker", "flower-supernode": "SuperNode", "flower-superexec": "SuperExec"}
+PARTS = {"idle_worker.py": "worker", "flower-supernode": "SuperNode", "client.executor": "SuperExec"}
 """Words of a command line to what it is; all else is fed-client and what watches over its children."""
 
 

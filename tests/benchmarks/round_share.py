@@ -27,7 +27,7 @@ SETTINGS += ["quorum=4", "deadline_s=3600", "select=last"]
 """As ``experiment=lgg-cpu``, one thread a site; there, a round has 40 local steps."""
 
 
-def worked_s(site: Path) -> dict[int, int]:
+def worked_s(site: Path) -> dict[int, float]:
     """Return how many seconds a site's worker took for each round."""
     events = map(json.loads, (site / "audit.jsonl").read_text().splitlines())
     return {event["round"]: event["seconds"] for event in events if event["event"] == "answered"}

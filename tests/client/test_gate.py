@@ -89,7 +89,15 @@ class Coordinator:
 
 def gate_of(home, loopback, address, *, approved=frozenset, proxy=None):
     client = streaming_client(tls_context(home), proxy=proxy)
-    return Gate(address, client, approved, loopback.signer, Audit(home.audit), task_bytes=lambda: 5_000_000)
+    return Gate(
+        address,
+        client,
+        approved,
+        loopback.signer,
+        Audit(home.audit),
+        task_bytes=lambda: 5_000_000,
+        arrived=(home.folder / "arrived").touch,
+    )
 
 
 @pytest.fixture
@@ -135,6 +143,16 @@ def test_flowers_calls_pass_with_their_headers_by_the_sites_own_certificate(dial
     said = dial.post("/v1/fleet/pull-object", content=b"x" * 5_000_000, headers={"x-key": "public"})
 
     assert (said.status_code, len(said.content), said.headers["x-key"]) == (200, 5_000_000, "public")
+
+
+def test_when_all_of_a_task_has_arrived_who_answers_it_is_told(dial, site_home):
+    told = site_home() / "arrived"
+
+    dial.post("/v1/fleet/pull-object", content=b"part")
+    before = told.exists()
+    dial.post("/v1/fleet/confirm-message-received", content=b"task")
+
+    assert (before, told.exists()) == (False, True)
 
 
 def test_flowers_calls_pass_through_the_hospitals_proxy(coordinator, federation, served, site_home, corporate_proxy):

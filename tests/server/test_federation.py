@@ -256,6 +256,20 @@ def test_whoever_must_know_is_told_when_tasks_have_been_sent_and_how_large_the_m
     assert told == [TASK.model.weights["w"].nbytes]
 
 
+def test_while_somebody_tells_of_answers_flower_is_not_asked_all_the_time(spool):
+    arrived = []
+    grid = Loopback({1: lambda message: doubles(message) if arrived else None})
+
+    def wait(most_s):
+        arrived.append(most_s)
+
+    (answer,) = FlowerFederation(grid, {1: "A"}, timeout_s=60, spool=spool, wait=wait).ask(TASK)
+
+    assert isinstance(answer, SiteUpdate)
+    assert arrived == [federation_module.LOOK_S]
+    assert len(grid.pulled) == 2
+
+
 def test_a_failure_is_logged_under_the_number_that_the_sites_own_log_has(spool, caplog):
     grid = Loopback({1: fails})
 

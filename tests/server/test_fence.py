@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from fedgan.audit import broken_links
 from fedgan.identity import Authority, new_key, private_pem, request_signature
 from server.authority import renew_server
 from server.door import MOST_STRANGERS_THERE
-from server.long_poll import SENT, note_sent
+from server.long_poll import ANSWERED, SENT, note_sent
 from server.presence import PRESENCE, activations
 
 OUTSIDE = "127.0.0.2"
@@ -302,6 +303,21 @@ def test_a_site_cannot_fill_the_disk_with_an_answer_and_may_answer_the_next_task
     (refusal,) = coordinator.refusals()
     assert statuses == [200, 200, 200, 413, 200]
     assert (refusal["site"], refusal["reason"]) == ("A", "an answer much longer than the model")
+
+
+def test_a_site_that_asks_for_the_next_task_has_sent_all_of_its_answer_which_rings_a_bell(coordinator):
+    badge, bell = coordinator.admit("A"), coordinator.home.folder("link") / Path(ANSWERED).name
+    answer = pushed((coordinator.node_of("A"), "7"))
+
+    with coordinator.client(badge) as client:
+        client.post(PULL, headers=badge.flower)
+        client.post(ANSWER, content=answer, headers=badge.flower)
+        client.post(PUSH, content=b"part", headers=badge.flower)
+        before = bell.exists()
+        note_sent(coordinator.home.path / SENT, 2000)
+        client.post(PULL, headers=badge.flower)
+
+    assert (before, bell.exists()) == (False, True)
 
 
 def test_plain_text_does_not_come_in(coordinator):
