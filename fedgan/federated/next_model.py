@@ -51,7 +51,7 @@ def advance(
 
 def next_model(
     model: GlobalModel,
-    weights: Weights,
+    weights: dict[str, Tensor],
     memory: Weights,
     entries: Mapping[str, Entry],
     encodings: Mapping[str, Encoding],
@@ -60,19 +60,22 @@ def next_model(
 
     Args:
         model: which was sent.
-        weights: to which it shall move.
+        weights: to which it shall move; one by one they become those that it moves to, so that only one is there twice.
         memory: what is remembered of the round.
         entries: what each tensor is.
         encodings: in how many bits the model's own steps travel; without any, it travels whole.
     """
-    if not encodings:
-        return GlobalModel(model.round + 1, {**weights, **dict(_vectors(weights, entries))}, memory)
-    lost = {name.removeprefix(LOST): tensor for name, tensor in memory.items() if name.startswith(LOST)}
-    moved, lost = step_between(model.weights, weights, lost, encodings)
-    arrived = {**weights, **take_step(model.weights, moved)}
-    arrived |= dict(_vectors(arrived, entries))
+    moved: dict[str, Tensor] = {}
+    lost: dict[str, Tensor] = {}
+    before = {name.removeprefix(LOST): tensor for name, tensor in memory.items() if name.startswith(LOST)}
+    for name, encoding in encodings.items():
+        travels, left = step_between(model.weights, weights, before, {name: encoding})
+        weights |= take_step(model.weights, travels)
+        moved |= travels
+        lost |= left
+    weights |= dict(_vectors(weights, entries))
     kept = {**memory, **{f"{LOST}{name}": tensor for name, tensor in lost.items()}}
-    return GlobalModel(model.round + 1, arrived, kept, _step(model, arrived, moved))
+    return GlobalModel(model.round + 1, weights, kept, _step(model, weights, moved) if encodings else None)
 
 
 def _step(model: GlobalModel, weights: Weights, moved: Weights) -> ModelStep:
