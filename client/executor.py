@@ -92,9 +92,11 @@ def _answer(spec: ExecutionSpec) -> NoReturn:
     except BaseException:  # noqa: BLE001 - whatever it is, this process is not to go on as its parent
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # also if the log cannot be written, as on a full disk
+            os._exit(code)
 
 
 def main() -> int:

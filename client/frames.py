@@ -2,7 +2,7 @@
 
 Known kinds of records and numbers only: no pickle, no bytes of a format that NumPy would interpret. What the header
 claims is judged before anything is allocated for it, and what arrives must be exactly as long as it claims. Neither
-torch nor fedgan is imported, since the relay, which starts anew for each message, has no time for them.
+torch nor fedgan is imported, since the relay, which has a process of its own for each message, has no use for them.
 """
 
 import math

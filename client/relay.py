@@ -1,6 +1,6 @@
 """The bundle's ClientApp: it hands a message to the site's resident worker, and the worker's answer back.
 
-Flower starts a new process of it for each message, so it imports neither torch nor fedgan. It decides nothing, and
+Each message has a process of its own, so it imports neither torch nor fedgan. It decides nothing, and
 what leaves through it besides the worker's answer is the name of a class.
 """
 

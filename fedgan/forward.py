@@ -149,7 +149,7 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
     headers = _end_to_end([(name.lower(), value) for name, value in came.headers])
     if int(dict(headers).get(b"content-length", 0)) > most_bytes:
         return await answer(send, 502)
-    await send({"type": "http.response.start", "status": came.status, "headers": headers})
+    await _in_time(send({"type": "http.response.start", "status": came.status, "headers": headers}))
     total = 0
     try:
         async for part in came.aiter_stream():
@@ -159,7 +159,7 @@ async def _hand_back(came: httpcore.Response, send: Send, most_bytes: int) -> in
             await _in_time(send({"type": "http.response.body", "body": part, "more_body": True}))
     except FAULTS as fault:  # too late for another status
         raise ConnectionError(f"the server behind broke off ({type(fault).__name__})") from fault
-    await send({"type": "http.response.body", "body": b""})
+    await _in_time(send({"type": "http.response.body", "body": b""}))  # who is silent has perhaps not taken the rest
     return came.status
 
 

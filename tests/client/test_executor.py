@@ -106,6 +106,23 @@ def test_a_task_that_breaks_down_takes_nothing_with_it(alone):
     assert ended == 1
 
 
+def test_a_task_whose_log_cannot_be_written_does_not_go_on_as_what_it_was_forked_from(alone):
+    went_on = alone("""
+        executor.run_clientapp = lambda **words: print("waits in memory")
+        written, sys.stdout = sys.stdout, open("/dev/full", "w")
+        try:
+            forking.launch(task(1))
+        except OSError:
+            (home / "went-on").touch()
+            os._exit(0)
+        sys.stdout = written
+        forking.reconcile()
+        print(json.dumps((home / "went-on").exists()))
+        """)
+
+    assert not went_on
+
+
 def test_what_asks_a_task_to_end_reaches_it_and_not_what_its_parent_does_about_it(alone):
     code = alone("""
         signal.signal(signal.SIGTERM, lambda *_: print("[0]"))
