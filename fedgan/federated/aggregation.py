@@ -7,7 +7,7 @@ the order of arrival changes nothing, to the bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
@@ -148,12 +148,16 @@ class GanFedAvg:
             yield range(row * length, (row + 1) * length), self._shares_of_row(entry.network, row, voices)
 
     def _shares(self, network: str, voices: Sequence[_Voice]) -> list[float]:
-        """Return each site's share of a network: the mean of its shares of all terms that any site can train."""
+        """Return each site's share of a network: the mean of its shares of all terms that any site can train.
+
+        It keeps to the bounds of the run's rule, as each of these does.
+        """
         driven = [voice.driven[network] for voice in voices]
         if self.rule is not weighted_mean:  # looks at each number by itself, not at shares
             return shares([sum(terms) for terms in driven], ALIKE)
         of_term = [shares(counts, self.share_rule) for counts in zip(*driven, strict=True) if any(counts)]
-        return [fmean(of_site) for of_site in zip(*of_term, strict=True)] or [0.0 for _ in voices]
+        of_all = [fmean(of_site) for of_site in zip(*of_term, strict=True)] or [0.0 for _ in voices]
+        return shares(of_all, replace(self.share_rule, exponent=1.0))
 
     def _shares_of_row(self, network: str, row: int, voices: Sequence[_Voice]) -> list[float]:
         counts = [voice.counts.by_disease[row] if any(voice.driven[network]) else 0 for voice in voices]

@@ -16,7 +16,7 @@ class ShareRule:
     """Smallest share of a site that has scans at all; with more sites than 1 / floor, all are alike."""
 
 
-def shares(counts: Sequence[int], rule: ShareRule) -> list[float]:
+def shares(counts: Sequence[float], rule: ShareRule) -> list[float]:
     r"""Return each site's share: :math:`\min(\max(\lambda n_k^\tau, floor), cap)` with the one scale that sums to 1.
 
     A site without scans has share 0; where no site has any, all have.

@@ -125,6 +125,25 @@ def test_each_term_of_a_network_counts_by_the_scans_that_train_it():
     assert contribution.shares["normals only"] == pytest.approx({"generator": (0 + 40 / 80) / 2, "critic": 0.0})
 
 
+@given(
+    sites=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)).filter(any), min_size=1, max_size=6),
+    cap=st.floats(0.2, 1),
+    floor=st.floats(0, 0.2),
+)
+def test_no_site_has_more_of_a_network_than_the_cap_nor_less_than_the_floor(sites, cap, floor):
+    updates = [
+        update(f"{number}", {"w": [0.0]}, normal=normal, abnormal=abnormal)
+        for number, (normal, abnormal) in enumerate(sites)
+    ]
+
+    _, contribution = aggregation(share_rule=ShareRule(cap=cap, floor=floor)).aggregate(model(w=[0.0]), updates)
+
+    found = [of_site["generator"] for of_site in contribution.shares.values()]
+    assert sum(found) == pytest.approx(1)
+    assert max(found) <= max(cap, 1 / len(sites)) + 1e-9
+    assert min(found) >= min(floor, 1 / len(sites)) - 1e-9
+
+
 def test_a_term_that_no_site_can_train_takes_nothing_from_the_others():
     updates = [update("A", {"w": [4.0]}, normal=10, abnormal=0), update("B", {"w": [0.0]}, normal=30, abnormal=0)]
 
