@@ -21,7 +21,7 @@ class GanFedAvg(Frozen):
     cap: Annotated[float, Field(gt=0, le=1)]
     """Largest share of one site, of each kind of scans and of a network; with too few sites for it, all count alike."""
     floor: Annotated[float, Field(ge=0, lt=1)]
-    """Smallest share of a site with scans, of each kind of them and of a network; with too many sites, all count alike."""
+    """Smallest share of a site with scans, of each kind and of a network; with too many sites, all count alike."""
     norm_ratio: Annotated[float, Field(gt=1)]
     """How many times as far as the median site a site may move a player before its update is refused; needs 3 sites."""
     refuse_apart: bool
